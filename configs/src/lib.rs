@@ -1,0 +1,9 @@
+//! What every part of Kybernate agrees on: names, settings, and the request that
+//! travels from a checkpoint client to the shim.
+#![forbid(unsafe_code)]
+
+pub mod names;
+pub mod request;
+pub mod settings;
+
+pub use settings::Settings;

@@ -1,0 +1,210 @@
+//! Settings: flag > environment (`KYBERNATE_…`) > `/etc/kybernate/config.toml` > default.
+//!
+//! Parsing is apart from reading, so that tests feed text and maps.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
+pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
+
+/// Everything that an administrator can set.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How checkpoints are taken.
+    pub checkpoint: CheckpointSettings,
+    /// How containers are restored.
+    pub restore: RestoreSettings,
+    /// The container runtime of the node.
+    pub containerd: ContainerdSettings,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSettings {
+    /// Compression level unless the request names one: `fast`, `default`, `high`, or a number.
+    pub level: String,
+    /// Memory for frames that wait for compression: `auto` or a size like `256MiB`.
+    pub buffer: String,
+    /// Directory for CRIU's small images while a dump runs. Best on tmpfs.
+    pub work_dir: PathBuf,
+    /// Seconds a checkpoint may take when its caller sets no deadline.
+    pub timeout_s: u64,
+}
+
+/// `[restore]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestoreSettings {
+    /// Where images are staged when memory allows.
+    pub memory_dir: PathBuf,
+    /// Where images are staged when they would take too much memory.
+    pub disk_dir: PathBuf,
+}
+
+/// `[containerd]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerdSettings {
+    /// containerd's gRPC socket.
+    pub socket: PathBuf,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self {
+            level: "default".into(),
+            buffer: "auto".into(),
+            work_dir: "/run/kybernate/dump".into(),
+            timeout_s: 3600,
+        }
+    }
+}
+
+impl Default for RestoreSettings {
+    fn default() -> Self {
+        Self {
+            memory_dir: "/run/kybernate/restore".into(),
+            disk_dir: "/var/lib/kybernate/restore".into(),
+        }
+    }
+}
+
+impl Default for ContainerdSettings {
+    fn default() -> Self {
+        Self {
+            socket: "/run/containerd/containerd.sock".into(),
+        }
+    }
+}
+
+/// Why settings could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file exists and can't be read.
+    #[error("cannot read settings {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not what this build understands.
+    #[error("settings {path} do not parse: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The parser's message, with line and column.
+        source: Box<toml::de::Error>,
+    },
+    /// An environment variable does not parse.
+    #[error("environment variable {name}={value:?} is not a number of seconds")]
+    Number {
+        /// The variable.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl Settings {
+    /// Reads the file and the environment of this process.
+    ///
+    /// A missing file means defaults; a file that is there must parse.
+    pub fn load() -> Result<Self, SettingsError> {
+        let env = |name: &str| std::env::var(name).ok();
+        let path = env("KYBERNATE_CONFIG").map_or_else(|| PathBuf::from(DEFAULT_PATH), Into::into);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(SettingsError::Read { path, source }),
+        };
+        Self::parse(&path, &text)?.with_env(env)
+    }
+
+    /// Parses the text of a settings file; `path` is for messages alone.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
+        toml::from_str(text).map_err(|e| SettingsError::Parse {
+            path: path.into(),
+            source: Box::new(e),
+        })
+    }
+
+    /// Lays the environment over the file.
+    pub fn with_env(mut self, get: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+        let path = |name: &str, to: &mut PathBuf| {
+            if let Some(value) = get(name) {
+                *to = value.into();
+            }
+        };
+        path("KYBERNATE_WORK_DIR", &mut self.checkpoint.work_dir);
+        path("KYBERNATE_RESTORE_MEMORY_DIR", &mut self.restore.memory_dir);
+        path("KYBERNATE_RESTORE_DISK_DIR", &mut self.restore.disk_dir);
+        path("KYBERNATE_CONTAINERD_SOCKET", &mut self.containerd.socket);
+        let text = |name: &str, to: &mut String| {
+            if let Some(value) = get(name) {
+                *to = value;
+            }
+        };
+        text("KYBERNATE_LEVEL", &mut self.checkpoint.level);
+        text("KYBERNATE_BUFFER", &mut self.checkpoint.buffer);
+        const TIMEOUT: &str = "KYBERNATE_CHECKPOINT_TIMEOUT_S";
+        if let Some(value) = get(TIMEOUT) {
+            self.checkpoint.timeout_s = value.parse().map_err(|_| SettingsError::Number {
+                name: TIMEOUT,
+                value,
+            })?;
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_round_trip_through_toml() {
+        let text = toml::to_string(&Settings::default()).unwrap();
+        assert_eq!(
+            Settings::parse(Path::new("x"), &text).unwrap(),
+            Settings::default()
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place() {
+        let err = Settings::parse(Path::new("/c.toml"), "[checkpoint]\nlevle = \"fast\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            err.contains("/c.toml") && err.contains("levle") && err.contains("line 2"),
+            "{err}"
+        );
+    }
+
+    #[test]
+    fn environment_wins_over_the_file() {
+        let file = "[checkpoint]\nlevel = \"high\"\nbuffer = \"1GiB\"\n";
+        let settings = Settings::parse(Path::new("x"), file)
+            .unwrap()
+            .with_env(|name| (name == "KYBERNATE_LEVEL").then(|| "fast".into()))
+            .unwrap();
+        assert_eq!(settings.checkpoint.level, "fast");
+        assert_eq!(settings.checkpoint.buffer, "1GiB");
+    }
+
+    #[test]
+    fn a_timeout_that_is_no_number_is_refused() {
+        let err = Settings::default()
+            .with_env(|name| (name == "KYBERNATE_CHECKPOINT_TIMEOUT_S").then(|| "soon".into()))
+            .unwrap_err();
+        assert!(err.to_string().contains("soon"));
+    }
+}

@@ -1,0 +1,2 @@
+//! Clients of containerd and the CRI that ask for checkpoints.
+#![forbid(unsafe_code)]

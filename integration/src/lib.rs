@@ -1,0 +1,1 @@
+//! The lab: a private containerd on real parts, and what the suites share.

@@ -1,0 +1,4 @@
+//! Kybernate checkpoint archives.
+#![forbid(unsafe_code)]
+
+pub mod manifest;

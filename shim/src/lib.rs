@@ -1,0 +1,1 @@
+//! A containerd shim over runc that checkpoints and restores.

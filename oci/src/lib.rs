@@ -1,4 +1,5 @@
 //! Kybernate checkpoint archives.
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod manifest;

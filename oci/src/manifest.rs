@@ -48,7 +48,11 @@ pub struct Manifest {
     /// What a reader should know and no field says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Every other entry of the archive, in order.
+    /// Hex digest over the stored bytes of all frames before the manifest's own: sha256 of the
+    /// frames' XXH3-64 digests, each as 8 bytes little-endian. The writer fills it in.
+    #[serde(default)]
+    pub frames: String,
+    /// Every other entry of the archive, in order. The writer fills it in.
     pub entries: Vec<Entry>,
 }
 

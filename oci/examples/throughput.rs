@@ -1,0 +1,72 @@
+//! Measures how fast archives are written and read.
+//!
+//! `throughput DATA DIRECTORY [LEVEL…]` writes DATA as one entry to an archive in DIRECTORY at
+//! each level and verifies it.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Instant;
+
+use kybernate_oci::archive::{Level, WriteOptions, Writer};
+use kybernate_oci::manifest::Manifest;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(data), Some(directory)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: throughput DATA DIRECTORY [LEVEL…]".into());
+    };
+    let mut levels: Vec<String> = arguments.collect();
+    if levels.is_empty() {
+        levels = ["fast", "default", "high"].map(str::to_owned).to_vec();
+    }
+    println!("level    ratio  write s    MB/s  cpu s");
+    for level in levels {
+        let path = Path::new(&directory).join("throughput.kybernate");
+        measure(Path::new(&data), &path, level.parse()?)?;
+        fs::remove_file(&path)?;
+    }
+    Ok(())
+}
+
+fn measure(data: &Path, path: &Path, level: Level) -> Result<(), Box<dyn Error>> {
+    let mut source = File::open(data)?;
+    let cpu = cpu_seconds()?;
+    let start = Instant::now();
+    let mut writer = Writer::new(
+        File::create(path)?,
+        WriteOptions {
+            level,
+            ..WriteOptions::default()
+        },
+    )?;
+    let mut stream = writer.stream("checkpoint/pages-1.img")?;
+    loop {
+        let space = stream.space()?;
+        match source.read(space)? {
+            0 => break,
+            count => stream.filled(count),
+        }
+    }
+    stream.finish()?;
+    let summary = writer.finish(Manifest::default())?;
+    let seconds = start.elapsed().as_secs_f64();
+    let content = summary.content_bytes as f64;
+    println!(
+        "{:8} {:.3}  {seconds:7.3} {:7.0} {:6.2}",
+        level.to_string(),
+        summary.archive_bytes as f64 / content,
+        content / seconds / 1e6,
+        cpu_seconds()? - cpu,
+    );
+    Ok(())
+}
+
+/// Processor time of this process so far.
+fn cpu_seconds() -> Result<f64, Box<dyn Error>> {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+}

@@ -1,0 +1,321 @@
+//! What the writer's threads share.
+//!
+//! ```text
+//!              ┌─> jobs ──> compressing threads ──> ready ──> writing thread   (by number)
+//! producer ──> frame
+//!              └─> hashing ──> hashing thread                                  (in order)
+//! ```
+//! A frame's buffer goes back to the pool when its last holder lets go of it. A compressing
+//! thread takes its output buffer before its job: so the frame that the writing thread waits
+//! for always is in the hands of a thread that can finish it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use memmap2::MmapMut;
+
+use super::error::WriteError;
+use super::frame::Piece;
+use super::pool::Pool;
+use super::threads::Crew;
+
+/// What the hashing thread does with a frame, in order.
+#[derive(Debug)]
+pub(super) enum Mark {
+    /// This part of the frame is content of the current entry.
+    Content(Range<usize>),
+    /// The current entry ends.
+    End,
+}
+
+/// A filled frame.
+#[derive(Debug)]
+pub(super) struct Frame {
+    buffer: Option<MmapMut>,
+    size: usize,
+    pub(super) number: u64,
+    pub(super) marks: Vec<Mark>,
+    pipeline: Arc<Pipeline>,
+}
+
+impl Frame {
+    /// The tar bytes.
+    pub(super) fn content(&self) -> &[u8] {
+        self.buffer
+            .as_deref()
+            .map_or(&[], |buffer| &buffer[..self.size])
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            self.pipeline.lock().frames.put(buffer);
+            self.pipeline.room.notify_one();
+        }
+    }
+}
+
+/// A frame as the file will hold it.
+#[derive(Debug)]
+pub(super) enum Output {
+    /// Assembled by the producer.
+    Built { bytes: Vec<u8>, content: usize },
+    /// The first `size` bytes of `buffer`.
+    Compressed {
+        buffer: MmapMut,
+        size: usize,
+        content: usize,
+    },
+    /// Content as it is, but for zeros.
+    Stored {
+        frame: Arc<Frame>,
+        pieces: Vec<Piece>,
+        checksum: u32,
+    },
+}
+
+#[derive(Debug)]
+struct State {
+    frames: Pool,
+    outputs: Pool,
+    jobs: VecDeque<Arc<Frame>>,
+    hashing: VecDeque<Arc<Frame>>,
+    ready: BTreeMap<u64, Output>,
+    /// Numbers given out, once there will be no more.
+    end: Option<u64>,
+    failure: Option<WriteError>,
+}
+
+/// The shared state.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    state: Mutex<State>,
+    room: Condvar,
+    work: Condvar,
+    hash: Condvar,
+    done: Condvar,
+    pub(super) crew: Crew,
+    /// Bytes of tar taken from the producer.
+    pub(super) read: AtomicU64,
+    /// Bytes of tar whose frames the writing thread has taken over.
+    pub(super) stored: AtomicU64,
+    /// Bytes written to the file.
+    pub(super) written: AtomicU64,
+}
+
+impl Pipeline {
+    pub(super) fn new(frame_size: usize, frames: usize, outputs: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                frames: Pool::new(frame_size, frames),
+                outputs: Pool::new(frame_size, outputs),
+                jobs: VecDeque::new(),
+                hashing: VecDeque::new(),
+                ready: BTreeMap::new(),
+                end: None,
+                failure: None,
+            }),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            hash: Condvar::new(),
+            done: Condvar::new(),
+            crew: Crew::default(),
+            read: AtomicU64::new(0),
+            stored: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake_all(&self) {
+        for condition in [&self.room, &self.work, &self.hash, &self.done] {
+            condition.notify_all();
+        }
+    }
+
+    /// Ends everything with `error`, unless it ended before.
+    pub(super) fn fail(&self, error: WriteError) {
+        self.lock().failure.get_or_insert(error);
+        self.wake_all();
+    }
+
+    /// The failure, if there was one.
+    pub(super) fn check(&self) -> Result<(), WriteError> {
+        self.lock().failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// No frame after number `end - 1` will come.
+    pub(super) fn close(&self, end: u64) {
+        self.lock().end = Some(end);
+        self.wake_all();
+    }
+
+    /// Gives the memory back.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        let dropped = (
+            std::mem::take(&mut state.jobs),
+            std::mem::take(&mut state.hashing),
+            std::mem::take(&mut state.ready),
+        );
+        drop(state);
+        // Frames lock the state to put their buffers back.
+        drop(dropped);
+        let mut state = self.lock();
+        state.frames.clear();
+        state.outputs.clear();
+    }
+
+    /// A buffer for a frame; waits for one.
+    pub(super) fn buffer(&self) -> Result<MmapMut, WriteError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            if let Some(buffer) = state.frames.take()? {
+                return Ok(buffer);
+            }
+            state = self
+                .room
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Hands a frame on; one of size 0 only carries marks and takes no number.
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        number: u64,
+        buffer: MmapMut,
+        size: usize,
+        marks: Vec<Mark>,
+    ) {
+        let frame = Arc::new(Frame {
+            buffer: Some(buffer),
+            size,
+            number,
+            marks,
+            pipeline: Arc::clone(self),
+        });
+        let mut state = self.lock();
+        if size > 0 {
+            state.jobs.push_back(Arc::clone(&frame));
+            self.work.notify_all();
+        }
+        if !frame.marks.is_empty() {
+            state.hashing.push_back(Arc::clone(&frame));
+            self.hash.notify_one();
+        }
+        // Should nobody have wanted the frame, its buffer goes back under this lock.
+        drop(state);
+    }
+
+    /// Hands a finished frame to the writing thread.
+    pub(super) fn deliver(&self, number: u64, output: Output) {
+        self.lock().ready.insert(number, output);
+        self.done.notify_one();
+    }
+
+    /// The next frame to compress and a buffer for the result; `None` at the end.
+    pub(super) fn job(&self, output: &mut Option<MmapMut>) -> Option<Arc<Frame>> {
+        let mut state = self.lock();
+        loop {
+            if state.failure.is_some() {
+                return None;
+            }
+            if output.is_none() {
+                match state.outputs.take() {
+                    Ok(buffer) => *output = buffer,
+                    Err(error) => {
+                        drop(state);
+                        self.fail(error);
+                        return None;
+                    }
+                }
+            }
+            if output.is_some()
+                && let Some(frame) = state.jobs.pop_front()
+            {
+                return Some(frame);
+            }
+            if state.end.is_some() && state.jobs.is_empty() {
+                return None;
+            }
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Takes an output buffer back.
+    pub(super) fn recycle(&self, buffer: MmapMut) {
+        self.lock().outputs.put(buffer);
+        self.work.notify_all();
+    }
+
+    /// The next frame to hash; `None` at the end.
+    pub(super) fn hashing(&self) -> Option<Arc<Frame>> {
+        let mut state = self.lock();
+        loop {
+            if state.failure.is_some() {
+                return None;
+            }
+            if let Some(frame) = state.hashing.pop_front() {
+                return Some(frame);
+            }
+            if state.end.is_some() {
+                return None;
+            }
+            state = self
+                .hash
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Frame `number` for the file; `None` after the last one.
+    pub(super) fn output(&self, number: u64) -> Option<Output> {
+        let mut state = self.lock();
+        loop {
+            if state.failure.is_some() || state.end == Some(number) {
+                return None;
+            }
+            if let Some(output) = state.ready.remove(&number) {
+                return Some(output);
+            }
+            state = self
+                .done
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Notes that `bytes` came from the producer.
+    pub(super) fn took(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Fails the pipeline when the thread that holds it panics.
+pub(super) struct Alarm<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) thread: &'static str,
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.pipeline.fail(WriteError::Panic {
+                thread: self.thread,
+            });
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Buffers that are mapped when first needed, used again, and unmapped together.
+
+use std::sync::Arc;
+
+use memmap2::{Advice, MmapMut};
+
+use super::error::WriteError;
+
+/// At most `limit` buffers of `size` bytes.
+#[derive(Debug)]
+pub(super) struct Pool {
+    size: usize,
+    limit: usize,
+    mapped: usize,
+    free: Vec<MmapMut>,
+}
+
+impl Pool {
+    pub(super) fn new(size: usize, limit: usize) -> Self {
+        Self {
+            size,
+            limit,
+            mapped: 0,
+            free: Vec::with_capacity(limit),
+        }
+    }
+
+    /// A buffer, if one is left.
+    pub(super) fn take(&mut self) -> Result<Option<MmapMut>, WriteError> {
+        // The one given back last is the one that the caches still hold.
+        if let Some(buffer) = self.free.pop() {
+            return Ok(Some(buffer));
+        }
+        if self.mapped == self.limit {
+            return Ok(None);
+        }
+        let buffer = map(self.size)?;
+        self.mapped += 1;
+        Ok(Some(buffer))
+    }
+
+    pub(super) fn put(&mut self, buffer: MmapMut) {
+        self.free.push(buffer);
+    }
+
+    /// Unmaps what lies here and keeps the rest from being reused.
+    pub(super) fn clear(&mut self) {
+        self.free = Vec::new();
+    }
+}
+
+/// Anonymous memory in huge pages where the system gives them.
+pub(super) fn map(size: usize) -> Result<MmapMut, WriteError> {
+    let buffer = MmapMut::map_anon(size).map_err(|source| WriteError::Memory {
+        bytes: size,
+        source: Arc::new(source),
+    })?;
+    // Only faster: a kernel without huge pages refuses.
+    let _ = buffer.advise(Advice::HugePage);
+    Ok(buffer)
+}

@@ -1,0 +1,241 @@
+//! The archive file: large aligned writes past the page cache where that works.
+
+use std::fs::File;
+use std::hash::Hasher as _;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use memmap2::MmapMut;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_64;
+
+use super::error::WriteError;
+use super::frame;
+use super::pipeline::{Output, Pipeline};
+use super::pool;
+use super::seek::Row;
+
+/// Bytes per write.
+pub(super) const STAGING: usize = 4 << 20;
+/// What direct writes want offsets and sizes to be multiples of, at most.
+const ALIGNMENT: usize = 4 << 10;
+
+/// A frame in the file.
+#[derive(Debug)]
+struct Stored {
+    offset: u64,
+    row: Row,
+    digest: u64,
+}
+
+/// Appends frames to the file.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: File,
+    pipeline: Arc<Pipeline>,
+    staging: MmapMut,
+    fill: usize,
+    /// Where `staging` belongs in the file.
+    offset: u64,
+    direct: bool,
+    frames: Vec<Stored>,
+}
+
+impl Sink {
+    pub(super) fn new(file: File, pipeline: Arc<Pipeline>) -> Result<Self, WriteError> {
+        let direct = set_direct(&file, true).is_ok();
+        Ok(Self {
+            file,
+            pipeline,
+            staging: pool::map(STAGING)?,
+            fill: 0,
+            offset: 0,
+            direct,
+            frames: Vec::new(),
+        })
+    }
+
+    /// Size of what was appended in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.offset + self.fill as u64
+    }
+
+    /// Appends a frame.
+    pub(super) fn frame(&mut self, output: Output) -> Result<(), WriteError> {
+        let offset = self.size();
+        let mut digest = XxHash3_64::new();
+        let (content, checksum) = match output {
+            Output::Built { bytes, content } => {
+                digest.write(&bytes);
+                self.append(&bytes)?;
+                (content, trailer(&bytes))
+            }
+            Output::Compressed {
+                buffer,
+                size,
+                content,
+            } => {
+                digest.write(&buffer[..size]);
+                self.append(&buffer[..size])?;
+                let checksum = trailer(&buffer[..size]);
+                self.pipeline.recycle(buffer);
+                (content, checksum)
+            }
+            Output::Stored {
+                frame,
+                pieces,
+                checksum,
+            } => {
+                let content = frame.content();
+                frame::emit(content, &pieces, checksum, |part| {
+                    digest.write(part);
+                    self.append(part)
+                })?;
+                (content.len(), checksum)
+            }
+        };
+        self.frames.push(Stored {
+            offset,
+            row: Row {
+                stored: (self.size() - offset) as u32,
+                content: content as u32,
+                checksum,
+            },
+            digest: digest.finish(),
+        });
+        self.pipeline
+            .stored
+            .fetch_add(content as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Puts `bytes` in the place of frame `number`, which has the same size and content size.
+    pub(super) fn replace(&mut self, number: usize, bytes: &[u8]) -> Result<(), WriteError> {
+        let frame = &mut self.frames[number];
+        debug_assert_eq!(frame.row.stored as usize, bytes.len());
+        frame.row.checksum = trailer(bytes);
+        frame.digest = XxHash3_64::oneshot(bytes);
+        let offset = frame.offset;
+        self.write(offset, Some(bytes), "patch")
+    }
+
+    /// A digest over the stored bytes of all frames so far.
+    pub(super) fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        for frame in &self.frames {
+            digest.update(frame.digest.to_le_bytes());
+        }
+        super::hex(&digest.finalize())
+    }
+
+    /// The seek table's rows.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        self.frames.iter().map(|frame| frame.row).collect()
+    }
+
+    /// Appends bytes that belong to no frame.
+    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
+        while !bytes.is_empty() {
+            let room = &mut self.staging[self.fill..];
+            let size = room.len().min(bytes.len());
+            room[..size].copy_from_slice(&bytes[..size]);
+            self.fill += size;
+            bytes = &bytes[size..];
+            if self.fill == STAGING {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything out and leaves direct mode: what follows are patches.
+    pub(super) fn settle(&mut self) -> Result<(), WriteError> {
+        let aligned = self.fill / ALIGNMENT * ALIGNMENT;
+        let all = self.fill;
+        if aligned > 0 {
+            self.fill = aligned;
+            self.flush()?;
+            self.staging.copy_within(aligned..all, 0);
+        }
+        self.fill = all - aligned;
+        self.leave_direct()?;
+        if self.fill > 0 {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file's data and size durable.
+    pub(super) fn sync(&self) -> Result<(), WriteError> {
+        self.file
+            .sync_data()
+            .map_err(|source| failed("sync", self.size(), source))
+    }
+
+    fn flush(&mut self) -> Result<(), WriteError> {
+        self.write(self.offset, None, "write")?;
+        self.offset += self.fill as u64;
+        self.fill = 0;
+        Ok(())
+    }
+
+    /// Writes `bytes`, or what is staged, at `offset`.
+    fn write(
+        &mut self,
+        offset: u64,
+        bytes: Option<&[u8]>,
+        action: &'static str,
+    ) -> Result<(), WriteError> {
+        let data = bytes.unwrap_or(&self.staging[..self.fill]);
+        let size = data.len();
+        let mut done = self.file.write_all_at(data, offset);
+        if self.direct
+            && done
+                .as_ref()
+                .is_err_and(|error| error.raw_os_error() == Some(Errno::EINVAL as i32))
+        {
+            self.leave_direct()?;
+            let data = bytes.unwrap_or(&self.staging[..self.fill]);
+            done = self.file.write_all_at(data, offset);
+        }
+        done.map_err(|source| failed(action, offset, source))?;
+        self.pipeline
+            .written
+            .fetch_add(size as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn leave_direct(&mut self) -> Result<(), WriteError> {
+        if self.direct {
+            set_direct(&self.file, false)
+                .map_err(|errno| failed("write", self.offset, errno.into()))?;
+            self.direct = false;
+        }
+        Ok(())
+    }
+}
+
+/// The checksum that ends a frame.
+fn trailer(frame: &[u8]) -> u32 {
+    frame
+        .last_chunk()
+        .map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+fn failed(action: &'static str, offset: u64, source: io::Error) -> WriteError {
+    WriteError::Io {
+        action,
+        offset,
+        source: Arc::new(source),
+    }
+}
+
+fn set_direct(file: &File, direct: bool) -> nix::Result<()> {
+    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    flags.set(OFlag::O_DIRECT, direct);
+    fcntl(file, FcntlArg::F_SETFL(flags)).map(drop)
+}

@@ -5,5 +5,6 @@
 pub mod names;
 pub mod request;
 pub mod settings;
+pub mod size;
 
 pub use settings::Settings;

@@ -1,6 +1,7 @@
 //! What can go wrong with an archive.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -107,10 +108,8 @@ pub enum WriteError {
         frame_size: usize,
     },
     /// No memory for a buffer.
-    #[error("cannot map {bytes} bytes of memory for the archive's buffers")]
+    #[error("cannot map memory for the archive's buffers")]
     Memory {
-        /// How much was asked for.
-        bytes: usize,
         /// What the system said.
         source: Arc<io::Error>,
     },
@@ -148,8 +147,197 @@ pub enum WriteError {
     },
 }
 
+impl WriteError {
+    pub(super) fn memory(source: io::Error) -> Self {
+        Self::Memory {
+            source: Arc::new(source),
+        }
+    }
+}
+
 impl From<WriteError> for io::Error {
     fn from(error: WriteError) -> Self {
         Self::other(error)
+    }
+}
+
+/// What is wrong with one entry of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum EntryFault {
+    /// Its name.
+    #[error("its name {0}")]
+    Name(NameFault),
+    /// It is not where the entry before it ends.
+    #[error(
+        "the manifest has it at byte {found} of the tar, the entry before it ends at {expected}"
+    )]
+    Offset {
+        /// End of the entry before.
+        expected: u64,
+        /// What the manifest says.
+        found: u64,
+    },
+    /// No file can have this size.
+    #[error("its size {size} is impossible here")]
+    Size {
+        /// The size in bytes.
+        size: u64,
+    },
+    /// The manifest's digest is not the hex sha256 that this entry can have.
+    #[error("the manifest has no sha256 that fits it: {found:?}")]
+    DigestForm {
+        /// What the manifest says.
+        found: String,
+    },
+    /// Its tar header is not the one that follows from name and size.
+    #[error("its tar header is damaged, or entries were exchanged")]
+    Header,
+    /// Bytes other than zero after its content.
+    #[error("the padding after its content is not zero")]
+    Padding,
+    /// Content and digest differ.
+    #[error("its content has sha256 {found}, the manifest says {expected}")]
+    Digest {
+        /// From the manifest.
+        expected: String,
+        /// From the content.
+        found: String,
+    },
+    /// A frame that holds part of it does not decode.
+    #[error("frame {frame} at byte {offset} of the archive is damaged: {reason}")]
+    Frame {
+        /// Number of the frame, from 0.
+        frame: usize,
+        /// Where it starts in the file.
+        offset: u64,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// Why an archive could not be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The file did not open.
+    #[error("cannot open archive {}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else than a regular file.
+    #[error("{} is not a regular file", path.display())]
+    NotFile {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The file did not yield its bytes.
+    #[error("cannot read the archive at byte {offset}")]
+    Io {
+        /// Where in the archive file.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The end of the file is not the seek table of a checkpoint archive.
+    #[error(
+        "seek table: {fault}; the file is no checkpoint archive, or was cut short, or something \
+         was appended"
+    )]
+    SeekTable {
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// The last frame does not hold the manifest as the writer puts it.
+    #[error("manifest: {fault}")]
+    Manifest {
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// The manifest is no manifest.
+    #[error("manifest: not the expected JSON")]
+    Json {
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Another version of the format.
+    #[error(
+        "the archive has format {found}, this program reads format {expected}: use the version that wrote it"
+    )]
+    Format {
+        /// In the archive.
+        found: u64,
+        /// Known here.
+        expected: u32,
+    },
+    /// An entry is wrong.
+    #[error("archive entry {name:?}: {fault}")]
+    Entry {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        fault: EntryFault,
+    },
+    /// All contents are right, the stored bytes are not those that were written.
+    #[error("frames: their stored bytes have digest {found}, the manifest says {expected}")]
+    Frames {
+        /// From the manifest.
+        expected: String,
+        /// From the file.
+        found: String,
+    },
+    /// No such entry.
+    #[error("the archive has no file {name:?}")]
+    Missing {
+        /// The name asked for.
+        name: String,
+    },
+    /// An entry is larger than its reader wants.
+    #[error("archive entry {name:?} has {size} bytes, more than the {max} expected at most")]
+    TooLarge {
+        /// The entry.
+        name: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The bound in bytes.
+        max: u64,
+    },
+    /// Extracting would leave the directory.
+    #[error("cannot extract {name:?} to {}: not a plain relative path", path.display())]
+    Target {
+        /// The entry.
+        name: String,
+        /// Where it was to go.
+        path: PathBuf,
+    },
+    /// A file could not be written.
+    #[error("cannot extract to {}", path.display())]
+    Extract {
+        /// Path in the target directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The caller gave up.
+    #[error("reading the archive was cancelled")]
+    Cancelled,
+    /// No memory for buffers.
+    #[error("cannot map memory to decode the archive")]
+    Memory {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("cannot start a thread to decode the archive")]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
     }
 }

@@ -21,22 +21,30 @@
 //! own: no bit can change unnoticed, not even one that decodes to the same content.
 
 mod control;
+mod decode;
 mod encode;
+mod entry;
 mod error;
+mod extract;
 mod frame;
 mod header;
+mod layout;
 mod level;
 mod name;
+mod pass;
 mod pipeline;
 mod pool;
+mod reader;
 mod seek;
 mod sink;
 mod threads;
 mod writer;
 
 pub use control::Control;
-pub use error::{NameFault, WriteError};
+pub use entry::EntryReader;
+pub use error::{EntryFault, NameFault, ReadError, WriteError};
 pub use level::{Level, LevelError};
+pub use reader::Archive;
 pub use writer::{EntryStream, Summary, WriteOptions, Writer};
 
 /// Size of a tar block in bytes.

@@ -179,7 +179,7 @@ impl Pipeline {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
-            if let Some(buffer) = state.frames.take()? {
+            if let Some(buffer) = state.frames.take().map_err(WriteError::memory)? {
                 return Ok(buffer);
             }
             state = self
@@ -235,7 +235,7 @@ impl Pipeline {
                     Ok(buffer) => *output = buffer,
                     Err(error) => {
                         drop(state);
-                        self.fail(error);
+                        self.fail(WriteError::memory(error));
                         return None;
                     }
                 }

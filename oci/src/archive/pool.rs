@@ -1,10 +1,8 @@
 //! Buffers that are mapped when first needed, used again, and unmapped together.
 
-use std::sync::Arc;
+use std::io;
 
 use memmap2::{Advice, MmapMut};
-
-use super::error::WriteError;
 
 /// At most `limit` buffers of `size` bytes.
 #[derive(Debug)]
@@ -26,7 +24,7 @@ impl Pool {
     }
 
     /// A buffer, if one is left.
-    pub(super) fn take(&mut self) -> Result<Option<MmapMut>, WriteError> {
+    pub(super) fn take(&mut self) -> io::Result<Option<MmapMut>> {
         // The one given back last is the one that the caches still hold.
         if let Some(buffer) = self.free.pop() {
             return Ok(Some(buffer));
@@ -50,11 +48,8 @@ impl Pool {
 }
 
 /// Anonymous memory in huge pages where the system gives them.
-pub(super) fn map(size: usize) -> Result<MmapMut, WriteError> {
-    let buffer = MmapMut::map_anon(size).map_err(|source| WriteError::Memory {
-        bytes: size,
-        source: Arc::new(source),
-    })?;
+pub(super) fn map(size: usize) -> io::Result<MmapMut> {
+    let buffer = MmapMut::map_anon(size)?;
     // Only faster: a kernel without huge pages refuses.
     let _ = buffer.advise(Advice::HugePage);
     Ok(buffer)

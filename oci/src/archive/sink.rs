@@ -51,7 +51,7 @@ impl Sink {
         Ok(Self {
             file,
             pipeline,
-            staging: pool::map(STAGING)?,
+            staging: pool::map(STAGING).map_err(WriteError::memory)?,
             fill: 0,
             offset: 0,
             direct,

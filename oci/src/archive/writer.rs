@@ -16,7 +16,7 @@ use super::level::Level;
 use super::pipeline::{Alarm, Mark, Output, Pipeline};
 use super::sink::{STAGING, Sink};
 use super::{BLOCK, FIRST, FRAME_MAX, FRAME_MIN, MANIFEST_MAX, frame, header, name, padding, seek};
-use crate::manifest::{Entry, FILE, Manifest};
+use crate::manifest::{Entry, FILE, FORMAT, Manifest};
 
 /// How to write an archive.
 #[derive(Debug, Clone)]
@@ -222,7 +222,7 @@ impl Writer {
         })
     }
 
-    /// Ends the archive with `manifest`, whose entries and digest this fills in, and makes the
+    /// Ends the archive with `manifest`, whose format, entries and digest this fills in, and makes the
     /// file durable.
     ///
     /// # Errors
@@ -252,6 +252,7 @@ impl Writer {
         for (entry, digest) in files.zip(digests) {
             entry.sha256 = digest;
         }
+        manifest.format = FORMAT;
         manifest.entries = entries;
         manifest.frames = sink.digest();
         let json = json(&manifest)?;

@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut builder = tonic_prost_build::configure()
         .include_file("proto.rs")
+        .generate_default_stubs(true)
         .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
         .disable_comments(["."]);
     for message in STATUS_DUMP {

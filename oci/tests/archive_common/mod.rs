@@ -1,4 +1,5 @@
 //! Archives for the tests.
+#![allow(dead_code, reason = "no test file needs all of this")]
 
 use std::fs::File;
 use std::io::Write as _;

@@ -2,19 +2,34 @@
 
 use std::{error::Error, io, path::Path};
 
-/// Messages that `status.dump` holds: they also speak JSON, in the shape of Go's structs.
-const STATUS_DUMP: &[&str] = &[
-    "ContainerStatus",
+/// Messages that also speak JSON, in the shape of Go's structs: `ContainerStatus`, which
+/// `status.dump` holds, and `PodSandboxConfig`, which containerd hands out as text.
+const GO_JSON: &[&str] = &[
     "ContainerMetadata",
     "ContainerResources",
+    "ContainerStatus",
     "ContainerUser",
+    "DNSConfig",
     "HugepageLimit",
     "IDMapping",
     "ImageSpec",
+    "Int64Value",
     "LinuxContainerResources",
     "LinuxContainerUser",
+    "LinuxPodSandboxConfig",
+    "LinuxSandboxSecurityContext",
     "Mount",
+    "NamespaceOption",
+    "PodSandboxConfig",
+    "PodSandboxMetadata",
+    "PortMapping",
+    "SELinuxOption",
+    "SecurityProfile",
+    "UserNamespace",
 ];
+
+/// Go's `omitempty`.
+const OMIT_EMPTY: &str = "#[serde(skip_serializing_if = \"crate::cri::is_default\")]";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -28,17 +43,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         .generate_default_stubs(true)
         .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
         .disable_comments(["."]);
-    for message in STATUS_DUMP {
-        let path = format!(".runtime.v1.{message}");
-        builder = builder
-            .type_attribute(
-                &path,
-                "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]",
-            )
-            .field_attribute(
-                &path,
-                "#[serde(skip_serializing_if = \"crate::cri::is_default\")]",
-            );
+    for message in GO_JSON {
+        // Without its leading dot a path means this type and none that is nested in it; with
+        // the dot it means everything inside.
+        builder = builder.type_attribute(
+            format!("runtime.v1.{message}"),
+            "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]",
+        );
+        if *message != "SecurityProfile" {
+            builder = builder.field_attribute(format!(".runtime.v1.{message}"), OMIT_EMPTY);
+        }
+    }
+    // This one holds an enum, whose variants take no such attribute.
+    for field in ["profile_type", "localhost_ref"] {
+        builder =
+            builder.field_attribute(format!(".runtime.v1.SecurityProfile.{field}"), OMIT_EMPTY);
     }
     // The only fields whose proto names are not in snake case.
     for field in ["uidMappings", "gidMappings"] {

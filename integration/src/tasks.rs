@@ -212,6 +212,22 @@ impl Exec {
         Ok(())
     }
 
+    /// Sends it a signal by number.
+    pub async fn kill(&self, signal: u32) -> Result<()> {
+        let request = KillRequest {
+            container_id: self.container.clone(),
+            exec_id: self.id.clone(),
+            signal,
+            all: false,
+        };
+        self.lab
+            .tasks()
+            .kill(request)
+            .await
+            .context("Tasks.Kill of an exec")?;
+        Ok(())
+    }
+
     /// What it has printed so far.
     pub fn stdout(&self) -> String {
         text(&self.stdout)

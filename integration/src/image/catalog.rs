@@ -145,6 +145,18 @@ fn tools(name: &str, root: &Root, programs: &[PathBuf]) -> Result<Image> {
             "etc/group",
             "root:x:0:\nworker:x:1000:\nextra:x:2000:worker\n",
         )
+        // What workloads/filesystem.c changes and deletes.
+        .directory("srv", 0o755)
+        .text("srv/keep", "kept under another name\n")
+        .text("srv/gone", "deleted\n")
+        .text("srv/edited", "as in the image\n")
+        .directory("srv/hidden", 0o755)
+        .text("srv/hidden/one", "1\n")
+        .text("srv/hidden/two", "2\n")
+        .directory("srv/removed", 0o755)
+        .text("srv/removed/one", "1\n")
+        .directory("srv/removed/deep", 0o755)
+        .text("srv/removed/deep/two", "2\n")
         .file("bin/busybox", busybox, 0o755);
     for applet in String::from_utf8(applets.stdout)?.lines() {
         if applet != "busybox" {

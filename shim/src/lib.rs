@@ -1,1 +1,38 @@
 //! A containerd shim over runc that checkpoints and restores.
+//!
+//! ```text
+//! containerd --exec--> start ---- binds the socket, spawns the daemon, prints the address
+//!            --exec--> delete --- cleans up behind a daemon that died
+//!            --exec--> -info ---- what the runtime can do
+//!            --ttrpc-> daemon     server -> task -> pod -> container -> process -> runc, io
+//!                                                              |-> checkpoint, restore
+//!            <-ttrpc-- daemon     events
+//! ```
+#![deny(unsafe_code)]
+
+pub mod args;
+pub mod bootstrap;
+pub mod cgroup;
+pub mod checkpoint;
+pub mod container;
+pub mod criu;
+pub mod daemon;
+pub mod delete;
+pub mod events;
+pub mod info;
+pub mod io;
+pub mod log;
+pub mod mount;
+pub mod options;
+pub mod pod;
+pub mod process;
+pub mod reaper;
+pub mod restore;
+pub mod runc;
+pub mod server;
+pub mod socket;
+pub mod spec;
+pub mod start;
+pub mod status;
+pub mod sys;
+pub mod task;

@@ -1,0 +1,52 @@
+//! `containerd-shim-kybernate-v1`, run by containerd; see the library.
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use kybernate_shim::{
+    args::{Action, Args},
+    daemon, delete, info, start,
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // stderr may be closed; there is nobody else to tell.
+            let _ = write!(
+                io::stderr(),
+                "{}: {error}",
+                kybernate_config::names::SHIM_BINARY
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse(
+        std::env::args_os()
+            .skip(1)
+            .map(|a| a.to_string_lossy().into_owned()),
+    )?;
+    if args.version {
+        let name = kybernate_config::names::SHIM_BINARY;
+        writeln!(
+            io::stdout(),
+            "{name}:\n  Version: {}",
+            env!("CARGO_PKG_VERSION")
+        )?;
+    } else if args.info {
+        info::run()?;
+    } else {
+        match args.action {
+            Action::Start => start::run(&args)?,
+            Action::Delete => delete::run(&args)?,
+            Action::Serve => daemon::serve(&args)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! Mounts of a root file system, as containerd's snapshotters describe them.
+//!
+//! mount(2) takes at most one page of options. An overlay of many layers needs more, since
+//! every `lowerdir` is a long path; then the common directory of all layers becomes the
+//! working directory of the thread that mounts, and the layers are named relative to it.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use containerd_shim_protos::api::Mount;
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+};
+
+pub mod options;
+
+use options::MountOptions;
+
+/// Most bytes of options that mount(2) takes: a page, less its end.
+const PAGE_LIMIT: usize = 4095;
+/// Attempts to unmount what is busy.
+const UNMOUNT_ATTEMPTS: u32 = 50;
+/// Pause between them.
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a root file system could not be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// mount(2), or what prepares it.
+    #[error("cannot mount {source_name} ({kind}) at {target}: {source}")]
+    Mount {
+        /// What.
+        source_name: String,
+        /// File system type.
+        kind: String,
+        /// Where.
+        target: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The options are longer than the kernel takes.
+    #[error(
+        "options of the {kind} at {target} have {length} bytes, more than {PAGE_LIMIT}; use fewer layers"
+    )]
+    TooLong {
+        /// File system type.
+        kind: String,
+        /// Where.
+        target: PathBuf,
+        /// Their length.
+        length: usize,
+    },
+    /// Options that this build does not know how to do.
+    #[error("mount option {option:?} of the {kind} at {target} is not supported")]
+    Unsupported {
+        /// File system type.
+        kind: String,
+        /// Where.
+        target: PathBuf,
+        /// The option.
+        option: String,
+    },
+    /// umount2(2).
+    #[error("cannot unmount {target}: {source}")]
+    Unmount {
+        /// Where.
+        target: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The mount table.
+    #[error("cannot read /proc/self/mountinfo: {0}")]
+    Table(io::Error),
+}
+
+/// Mounts all, in order. On failure those before are unmounted.
+pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), MountError> {
+    for one in mounts {
+        let at = mount_target(target, &one.target);
+        if let Err(error) = mount_one(one, &at) {
+            if let Err(error) = unmount_all(target) {
+                tracing::warn!(%error, "a mount stays behind");
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// A mount's own target is relative to the root and stays in it.
+fn mount_target(root: &Path, relative: &str) -> PathBuf {
+    let parts = Path::new(relative).components();
+    let inside = parts.filter(|part| matches!(part, std::path::Component::Normal(_)));
+    inside.fold(root.to_owned(), |path, part| path.join(part))
+}
+
+fn mount_one(one: &Mount, target: &Path) -> Result<(), MountError> {
+    let failed = |source: io::Error| MountError::Mount {
+        source_name: one.source.clone(),
+        kind: one.type_.clone(),
+        target: target.into(),
+        source,
+    };
+    if one.type_.starts_with("fuse.") || one.type_ == "fuse3" {
+        return mount_by_helper(one, target).map_err(failed);
+    }
+    let options = MountOptions::parse(&one.options);
+    if let Some(option) = options.unsupported.first() {
+        return Err(MountError::Unsupported {
+            kind: one.type_.clone(),
+            target: target.into(),
+            option: option.clone(),
+        });
+    }
+    let (options, base) = options.shortened(PAGE_LIMIT);
+    let data = options.data.join(",");
+    if data.len() > PAGE_LIMIT {
+        return Err(MountError::TooLong {
+            kind: one.type_.clone(),
+            target: target.into(),
+            length: data.len(),
+        });
+    }
+    let call = Call {
+        one,
+        target,
+        options: &options,
+        data: &data,
+    };
+    match base {
+        None => call.run(),
+        Some(base) => call.run_in(&base),
+    }
+    .map_err(failed)
+}
+
+struct Call<'a> {
+    one: &'a Mount,
+    target: &'a Path,
+    options: &'a MountOptions,
+    data: &'a str,
+}
+
+impl Call<'_> {
+    /// In a thread with a working directory of its own.
+    fn run_in(&self, base: &Path) -> io::Result<()> {
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_FS)?;
+                std::env::set_current_dir(base)?;
+                self.run()
+            })?;
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn run(&self) -> io::Result<()> {
+        let MountOptions {
+            flags, propagation, ..
+        } = *self.options;
+        let kind = Some(self.one.type_.as_str()).filter(|kind| !kind.is_empty());
+        let remount = flags.contains(MsFlags::MS_REMOUNT);
+        if !remount || !self.data.is_empty() {
+            let source = Some(self.one.source.as_str());
+            let data = Some(self.data).filter(|data| !data.is_empty());
+            mount(source, self.target, kind, flags, data)?;
+        }
+        if !propagation.is_empty() {
+            mount(
+                None::<&str>,
+                self.target,
+                None::<&str>,
+                propagation,
+                None::<&str>,
+            )?;
+        }
+        // The kernel takes the flags of a bind mount in a second step only.
+        let bind_extra = flags.difference(MsFlags::MS_BIND | MsFlags::MS_REC);
+        if flags.contains(MsFlags::MS_BIND) && !bind_extra.is_empty() {
+            let flags = flags | MsFlags::MS_REMOUNT;
+            mount(None::<&str>, self.target, None::<&str>, flags, None::<&str>)?;
+        }
+        Ok(())
+    }
+}
+
+/// FUSE file systems are mounted by their programs: `fuse.NAME` by `mount.fuse.NAME`'s
+/// convention `NAME SOURCE TARGET -o OPTIONS`.
+fn mount_by_helper(one: &Mount, target: &Path) -> io::Result<()> {
+    let program = match one.type_.strip_prefix("fuse.") {
+        Some(name) => name.to_owned(),
+        None => "mount.fuse3".to_owned(),
+    };
+    let mut command = std::process::Command::new(&program);
+    command.arg(&one.source).arg(target);
+    if !one.options.is_empty() {
+        command.arg("-o").arg(one.options.join(","));
+    }
+    // Reaped with all other children: its end is the end of its stderr.
+    let (mut reader, writer) = io::pipe()?;
+    command
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .stdin(std::process::Stdio::null());
+    drop(command.spawn()?);
+    drop(command);
+    let mut said = String::new();
+    reader.read_to_string(&mut said)?;
+    let mounted = mount_points(&fs::read_to_string("/proc/self/mountinfo")?)
+        .iter()
+        .any(|point| point == target);
+    if mounted {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("{program}: {}", said.trim())))
+    }
+}
+
+/// Unmounts everything at and below a directory, the last mount first. Nothing mounted is
+/// no error.
+pub fn unmount_all(target: &Path) -> Result<(), MountError> {
+    let target = match fs::canonicalize(target) {
+        Ok(target) => target,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => {
+            return Err(MountError::Unmount {
+                target: target.into(),
+                source,
+            });
+        }
+    };
+    let table = fs::read_to_string("/proc/self/mountinfo").map_err(MountError::Table)?;
+    for point in mount_points(&table)
+        .iter()
+        .rev()
+        .filter(|point| point.starts_with(&target))
+    {
+        unmount(point)?;
+    }
+    Ok(())
+}
+
+fn unmount(point: &Path) -> Result<(), MountError> {
+    for _ in 0..UNMOUNT_ATTEMPTS {
+        match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
+            Err(Errno::EBUSY) => thread::sleep(UNMOUNT_PAUSE),
+            // Not a mount (any more).
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => {
+                return Err(MountError::Unmount {
+                    target: point.into(),
+                    source: error.into(),
+                });
+            }
+        }
+    }
+    // Whoever holds it keeps it until they let go; nobody can reach it any more.
+    umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(|error| {
+        MountError::Unmount {
+            target: point.into(),
+            source: error.into(),
+        }
+    })
+}
+
+/// The mount points of a mountinfo table, in order. Field 5 is the mount point, with blanks
+/// and backslashes as octal escapes (proc_pid_mountinfo(5)).
+#[must_use]
+pub fn mount_points(table: &str) -> Vec<PathBuf> {
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| unescape(field).into())
+        .collect()
+}
+
+fn unescape(field: &str) -> std::ffi::OsString {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = field.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let value = octal
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match value {
+            Some(value) => {
+                out.push(value);
+                at += 4;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+                     37 35 98:0 / /a\\040b\\134c rw - tmpfs tmpfs rw\n\
+                     garbage\n";
+        assert_eq!(
+            mount_points(table),
+            [PathBuf::from("/mnt2"), PathBuf::from("/a b\\c")]
+        );
+    }
+
+    #[test]
+    fn a_target_stays_in_the_root() {
+        let root = Path::new("/r");
+        assert_eq!(mount_target(root, ""), Path::new("/r"));
+        assert_eq!(mount_target(root, "/a/../../b"), Path::new("/r/a/b"));
+    }
+
+    #[test]
+    fn nothing_mounted_is_unmounted_without_complaint() {
+        let dir = tempfile::tempdir().unwrap();
+        unmount_all(dir.path()).unwrap();
+        unmount_all(&dir.path().join("missing")).unwrap();
+    }
+}

@@ -1,0 +1,181 @@
+//! Options of a mount: flags for the kernel, and data for the file system.
+
+use std::path::{Path, PathBuf};
+
+use nix::mount::MsFlags;
+
+/// Parsed options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Flags of mount(2).
+    pub flags: MsFlags,
+    /// Propagation, which needs a call of its own.
+    pub propagation: MsFlags,
+    /// What goes to the file system.
+    pub data: Vec<String>,
+    /// Options that need more than mount(2).
+    pub unsupported: Vec<String>,
+}
+
+impl MountOptions {
+    /// Parses options as fstab(5) names them. Unknown ones are the file system's.
+    #[must_use]
+    pub fn parse(options: &[String]) -> Self {
+        let mut parsed = Self {
+            flags: MsFlags::empty(),
+            propagation: MsFlags::empty(),
+            data: Vec::new(),
+            unsupported: Vec::new(),
+        };
+        for option in options {
+            if let Some((set, flag)) = flag(option) {
+                parsed.flags.set(flag, set);
+            } else if let Some(propagation) = propagation(option) {
+                parsed.propagation |= propagation;
+            } else if option == "loop"
+                || option.starts_with("uidmap=")
+                || option.starts_with("gidmap=")
+            {
+                parsed.unsupported.push(option.clone());
+            } else if !option.is_empty() && !option.starts_with("X-") && !option.starts_with("x-") {
+                parsed.data.push(option.clone());
+            }
+        }
+        parsed
+    }
+
+    /// With `lowerdir` relative to a directory when the data is longer than `limit`, and that
+    /// directory. Nothing changes when it is no overlay or the layers share no directory.
+    #[must_use]
+    pub fn shortened(mut self, limit: usize) -> (Self, Option<PathBuf>) {
+        if self.data.join(",").len() <= limit {
+            return (self, None);
+        }
+        let Some(lower) = self
+            .data
+            .iter_mut()
+            .find(|option| option.starts_with("lowerdir="))
+        else {
+            return (self, None);
+        };
+        let layers: Vec<&str> = lower["lowerdir=".len()..].split(':').collect();
+        let Some(base) = common_directory(&layers) else {
+            return (self, None);
+        };
+        let relative: Vec<&str> = layers
+            .iter()
+            .map(|layer| layer[base.len()..].trim_start_matches('/'))
+            .collect();
+        let (base, relative) = (
+            PathBuf::from(base),
+            format!("lowerdir={}", relative.join(":")),
+        );
+        *lower = relative;
+        (self, Some(base))
+    }
+}
+
+/// The longest directory that is a proper ancestor of all absolute paths; never `/`.
+fn common_directory<'a>(paths: &[&'a str]) -> Option<&'a str> {
+    let mut base = Path::new(*paths.first()?).parent()?;
+    for path in paths {
+        while !Path::new(path).parent()?.starts_with(base) {
+            base = base.parent()?;
+        }
+    }
+    base.to_str()
+        .filter(|base| base.starts_with('/') && base.len() > 1)
+}
+
+fn flag(option: &str) -> Option<(bool, MsFlags)> {
+    Some(match option {
+        "async" => (false, MsFlags::MS_SYNCHRONOUS),
+        "atime" => (false, MsFlags::MS_NOATIME),
+        "bind" => (true, MsFlags::MS_BIND),
+        "defaults" => (true, MsFlags::empty()),
+        "dev" => (false, MsFlags::MS_NODEV),
+        "diratime" => (false, MsFlags::MS_NODIRATIME),
+        "dirsync" => (true, MsFlags::MS_DIRSYNC),
+        "exec" => (false, MsFlags::MS_NOEXEC),
+        "mand" => (true, MsFlags::MS_MANDLOCK),
+        "noatime" => (true, MsFlags::MS_NOATIME),
+        "nodev" => (true, MsFlags::MS_NODEV),
+        "nodiratime" => (true, MsFlags::MS_NODIRATIME),
+        "noexec" => (true, MsFlags::MS_NOEXEC),
+        "nomand" => (false, MsFlags::MS_MANDLOCK),
+        "norelatime" => (false, MsFlags::MS_RELATIME),
+        "nostrictatime" => (false, MsFlags::MS_STRICTATIME),
+        "nosuid" => (true, MsFlags::MS_NOSUID),
+        "rbind" => (true, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
+        "relatime" => (true, MsFlags::MS_RELATIME),
+        "remount" => (true, MsFlags::MS_REMOUNT),
+        "ro" => (true, MsFlags::MS_RDONLY),
+        "rw" => (false, MsFlags::MS_RDONLY),
+        "strictatime" => (true, MsFlags::MS_STRICTATIME),
+        "suid" => (false, MsFlags::MS_NOSUID),
+        "sync" => (true, MsFlags::MS_SYNCHRONOUS),
+        _ => return None,
+    })
+}
+
+fn propagation(option: &str) -> Option<MsFlags> {
+    Some(match option {
+        "private" => MsFlags::MS_PRIVATE,
+        "shared" => MsFlags::MS_SHARED,
+        "slave" => MsFlags::MS_SLAVE,
+        "unbindable" => MsFlags::MS_UNBINDABLE,
+        "rprivate" => MsFlags::MS_PRIVATE.union(MsFlags::MS_REC),
+        "rshared" => MsFlags::MS_SHARED.union(MsFlags::MS_REC),
+        "rslave" => MsFlags::MS_SLAVE.union(MsFlags::MS_REC),
+        "runbindable" => MsFlags::MS_UNBINDABLE.union(MsFlags::MS_REC),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &[&str]) -> MountOptions {
+        MountOptions::parse(&options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn flags_propagation_and_data_are_told_apart() {
+        let options = parse(&[
+            "rbind", "ro", "nosuid", "suid", "rslave", "size=5", "X-x.y=z",
+        ]);
+        assert_eq!(
+            options.flags,
+            MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY
+        );
+        assert_eq!(options.propagation, MsFlags::MS_SLAVE | MsFlags::MS_REC);
+        assert_eq!(options.data, ["size=5"]);
+        assert!(options.unsupported.is_empty());
+    }
+
+    #[test]
+    fn short_options_stay_as_they_are() {
+        let options = parse(&["lowerdir=/a/1:/a/2"]);
+        assert_eq!(options.clone().shortened(4095), (options, None));
+    }
+
+    #[test]
+    fn long_layers_become_relative_to_their_common_directory() {
+        let options = parse(&[
+            "upperdir=/u",
+            "lowerdir=/s/snap/12/fs:/s/snap/1/fs:/s/snap/1",
+        ]);
+        let (short, base) = options.shortened(10);
+        assert_eq!(base.as_deref(), Some(Path::new("/s/snap")));
+        assert_eq!(short.data, ["upperdir=/u", "lowerdir=12/fs:1/fs:1"]);
+    }
+
+    #[test]
+    fn layers_without_a_common_directory_stay() {
+        let options = parse(&["lowerdir=/a/1:/b/2"]);
+        assert_eq!(options.clone().shortened(3), (options, None));
+        let options = parse(&["lowerdir=/a/1"]);
+        assert_eq!(options.shortened(3).0.data, ["lowerdir=1"]);
+    }
+}

@@ -1,0 +1,49 @@
+//! The system calls that no crate offers in a safe form. All `unsafe` of this crate is here.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::OwnedFd};
+
+use nix::libc;
+use tokio::io::unix::AsyncFd;
+
+/// Registers a descriptor with the runtime, in whose context this must be called.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd stays open and the same until it is dropped, and the AsyncFd gives
+    // out only shared references to it.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// Sends any signal, real-time ones included, to one process.
+///
+/// The caller makes sure that `pid` is still the process it means: see
+/// [`crate::reaper::Reaper::signal`]. Signal 0 only asks whether it is there.
+pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 0);
+    let Some(pid) = pid else {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    };
+    // SAFETY: kill(2) takes two integers and touches no memory of this process.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_signal_goes_to_a_process_group() {
+        assert_eq!(kill(0, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(
+            kill(u32::MAX, 0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+    }
+
+    #[test]
+    fn signal_zero_finds_this_process() {
+        kill(std::process::id(), 0).unwrap();
+    }
+}

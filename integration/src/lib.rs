@@ -26,13 +26,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod cri;
 pub mod events;
 pub mod image;
 pub mod lab;
+pub mod node;
 pub mod suite;
 pub mod tasks;
 mod time;
+pub mod workload;
 
 pub use cri::{Container, LogLine, Pod};
 pub use lab::{Distro, Handler, Lab, LabOptions};

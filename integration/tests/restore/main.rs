@@ -1,0 +1,54 @@
+//! Restores from an archive, by the annotation on an ordinary CRI container.
+
+mod lives_on;
+mod refused;
+mod rounds;
+
+use std::{process::ExitCode, time::Duration};
+
+use kybernate_integration::{Handler, Suite};
+
+/// One registration of ours is enough for what does not depend on it.
+const KYBERNATE: &[Handler] = &[Handler::Kybernate];
+/// For cases with much memory.
+const LONG: Duration = Duration::from_secs(240);
+
+fn main() -> ExitCode {
+    Suite::new("restore")
+        .case("same_pod", rounds::same_pod)
+        .handlers(&Handler::OURS)
+        .case("new_pod", rounds::new_pod)
+        .handlers(&Handler::OURS)
+        .case("three_rounds", rounds::three_rounds)
+        .handlers(&Handler::OURS)
+        .limit(LONG)
+        .case("one_archive_twice", rounds::one_archive_twice)
+        .handlers(KYBERNATE)
+        .case("half_a_gibibyte", rounds::half_a_gibibyte)
+        .handlers(KYBERNATE)
+        .limit(LONG)
+        .case("by_the_command", rounds::by_the_command)
+        .handlers(KYBERNATE)
+        .case("is_a_container_like_any", lives_on::is_a_container_like_any)
+        .handlers(&Handler::OURS)
+        .case("exit_code_is_reported", lives_on::exit_code_is_reported)
+        .handlers(&Handler::OURS)
+        .case("survives_containerd", lives_on::survives_containerd)
+        .handlers(KYBERNATE)
+        .alone()
+        .case("its_pod_rules", lives_on::its_pod_rules)
+        .handlers(KYBERNATE)
+        .case("damaged_archive", refused::damaged_archive)
+        .handlers(KYBERNATE)
+        .alone()
+        .case("foreign_archive", refused::foreign_archive)
+        .handlers(KYBERNATE)
+        .alone()
+        .case("no_archive", refused::no_archive)
+        .handlers(&Handler::OURS)
+        .alone()
+        .case("criu_fails", refused::criu_fails)
+        .handlers(KYBERNATE)
+        .alone()
+        .run()
+}

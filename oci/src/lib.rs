@@ -3,3 +3,4 @@
 
 pub mod archive;
 pub mod manifest;
+pub mod rootfs;

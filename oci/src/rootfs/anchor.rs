@@ -38,7 +38,8 @@ impl Anchor {
     pub(super) fn at(path: &Path) -> Result<Self, PathError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = open(path, flags, Mode::empty());
-        fd.map(Self).map_err(|errno| PathError::new("open directory", path, errno))
+        fd.map(Self)
+            .map_err(|errno| PathError::new("open directory", path, errno))
     }
 
     /// A handle (`O_PATH`) on an entry reached without any symbolic link.
@@ -84,17 +85,32 @@ impl Anchor {
         Ok(Place { dir, name })
     }
 
-    /// The same, making the directories on the way that are missing.
+    /// The root as an entry.
+    pub(super) fn itself(&self) -> Result<Place, Errno> {
+        Ok(Place {
+            dir: self.directory(Path::new(""))?,
+            name: ".".into(),
+        })
+    }
+
+    /// The same as [`Anchor::place`], making the directories on the way that are missing.
     pub(super) fn place_new(&self, path: &Path) -> Result<Place, Errno> {
         match self.place(path) {
             Err(Errno::ENOENT) => {}
             found => return found,
         }
         let parent = path.parent().unwrap_or(Path::new(""));
-        let above: Vec<_> = parent.ancestors().filter(|dir| !dir.as_os_str().is_empty()).collect();
+        let above: Vec<_> = parent
+            .ancestors()
+            .filter(|dir| !dir.as_os_str().is_empty())
+            .collect();
         for dir in above.into_iter().rev() {
             let place = self.place(dir)?;
-            match mkdirat(&place.dir, place.name.as_os_str(), Mode::from_bits_truncate(0o755)) {
+            match mkdirat(
+                &place.dir,
+                place.name.as_os_str(),
+                Mode::from_bits_truncate(0o755),
+            ) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(errno),
             }
@@ -109,8 +125,14 @@ impl Anchor {
 
     fn open(&self, path: &Path, flags: OFlag, resolve: ResolveFlag) -> Result<OwnedFd, Errno> {
         let fixed = ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_XDEV;
-        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve | fixed);
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(resolve | fixed);
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
         for _ in 0..RACES {
             match openat2(&self.0, path, how) {
                 Err(Errno::EAGAIN | Errno::EINTR) => {}
@@ -130,7 +152,11 @@ impl AsFd for Anchor {
 impl Place {
     /// The entry's status, or `None` when it does not exist.
     pub(super) fn stat(&self) -> Result<Option<FileStat>, Errno> {
-        match fstatat(&self.dir, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        match fstatat(
+            &self.dir,
+            self.name.as_os_str(),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        ) {
             Ok(stat) => Ok(Some(stat)),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno),
@@ -151,7 +177,10 @@ impl Place {
             Err(Errno::EISDIR | Errno::EPERM) => {}
             Err(errno) => return Err(errno),
         }
-        if self.stat()?.is_none_or(|stat| kind(&stat) != SFlag::S_IFDIR) {
+        if self
+            .stat()?
+            .is_none_or(|stat| kind(&stat) != SFlag::S_IFDIR)
+        {
             return Err(Errno::EPERM);
         }
         let top = Anchor(self.dir.try_clone().map_err(|_| Errno::EMFILE)?);
@@ -167,7 +196,11 @@ impl Place {
             for name in names {
                 let path = path.join(name);
                 let place = top.place(&path)?;
-                match unlinkat(&place.dir, place.name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+                match unlinkat(
+                    &place.dir,
+                    place.name.as_os_str(),
+                    UnlinkatFlags::NoRemoveDir,
+                ) {
                     Ok(()) => {}
                     Err(Errno::EISDIR | Errno::EPERM) => work.push((path, false)),
                     Err(errno) => return Err(errno),
@@ -202,5 +235,7 @@ pub(super) fn kind(stat: &FileStat) -> SFlag {
 
 /// A path without `.` components and doubled or trailing slashes.
 pub(super) fn normal(path: &Path) -> PathBuf {
-    path.components().filter(|part| *part != Component::CurDir).collect()
+    path.components()
+        .filter(|part| *part != Component::CurDir)
+        .collect()
 }

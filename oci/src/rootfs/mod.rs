@@ -26,9 +26,12 @@ mod apply;
 mod decode;
 mod diff;
 mod encode;
+mod index;
 mod lower;
 mod member;
 mod overlay;
+mod pack;
+mod pax;
 pub mod tree;
 
 use std::fmt;
@@ -62,7 +65,11 @@ impl fmt::Display for Note {
         match self {
             Self::Socket(path) => write!(f, "{}: unix socket left out", path.display()),
             Self::MountPoint(path) => {
-                write!(f, "{}: mount point, what it hides is left out", path.display())
+                write!(
+                    f,
+                    "{}: mount point, what it hides is left out",
+                    path.display()
+                )
             }
             Self::XattrUnsupported(path, name) => write!(
                 f,
@@ -102,6 +109,10 @@ pub struct PathError {
 
 impl PathError {
     fn new(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
-        Self { action, path: path.into(), source: source.into() }
+        Self {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
     }
 }

@@ -99,12 +99,20 @@ impl Overlay {
             }
         }
         let target = target.to_owned();
-        let Some(mount) = found else { return Err(MountError::NotMounted { target }) };
+        let Some(mount) = found else {
+            return Err(MountError::NotMounted { target });
+        };
         if mount.fstype != "overlay" {
-            return Err(MountError::NotOverlay { target, fstype: mount.fstype.to_owned() });
+            return Err(MountError::NotOverlay {
+                target,
+                fstype: mount.fstype.to_owned(),
+            });
         }
         if mount.root != Path::new("/") {
-            return Err(MountError::Bound { target, root: mount.root });
+            return Err(MountError::Bound {
+                target,
+                root: mount.root,
+            });
         }
         let options = Options::parse(mount.options);
         let (Some(upper), Some(work)) = (options.upper, options.work) else {
@@ -116,7 +124,12 @@ impl Overlay {
                 what: "an overlay without lower layers",
             });
         }
-        Ok(Self { lower: options.lower, upper, work, user_xattrs: options.user_xattrs })
+        Ok(Self {
+            lower: options.lower,
+            upper,
+            work,
+            user_xattrs: options.user_xattrs,
+        })
     }
 
     /// The same overlay with every path absolute.
@@ -129,10 +142,20 @@ impl Overlay {
     /// # Errors
     /// [`MountError::Unplaced`] when there is none.
     pub fn resolved(mut self) -> Result<Self, MountError> {
+        if self.upper.is_relative() {
+            return Err(MountError::Unplaced {
+                layer: self.upper.clone(),
+                upper: self.upper,
+            });
+        }
         let Some(first) = self.lower.iter().find(|layer| layer.is_relative()).cloned() else {
             return Ok(self);
         };
-        let relative: Vec<_> = self.lower.iter().filter(|layer| layer.is_relative()).collect();
+        let relative: Vec<_> = self
+            .lower
+            .iter()
+            .filter(|layer| layer.is_relative())
+            .collect();
         let base = self
             .upper
             .ancestors()
@@ -140,7 +163,10 @@ impl Overlay {
             .filter(|base| base.is_absolute())
             .find(|base| relative.iter().all(|layer| base.join(layer).is_dir()))
             .map(Path::to_owned)
-            .ok_or_else(|| MountError::Unplaced { layer: first, upper: self.upper.clone() })?;
+            .ok_or_else(|| MountError::Unplaced {
+                layer: first,
+                upper: self.upper.clone(),
+            })?;
         for layer in &mut self.lower {
             *layer = base.join(&*layer);
         }
@@ -159,7 +185,10 @@ struct Line<'a> {
 
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Result<Self, MountError> {
-        let malformed = |what| MountError::Malformed { line: line.to_owned(), what };
+        let malformed = |what| MountError::Malformed {
+            line: line.to_owned(),
+            what,
+        };
         let (mount, fs) = line.split_once(" - ").ok_or(malformed("no separator"))?;
         let mut mount = mount.split(' ').skip(3);
         let root = mount.next().ok_or(malformed("no root field"))?;
@@ -167,7 +196,13 @@ impl<'a> Line<'a> {
         let mut fs = fs.splitn(3, ' ');
         let fstype = fs.next().ok_or(malformed("no file system type"))?;
         let options = fs.nth(1).ok_or(malformed("no super options"))?;
-        Ok(Self { line, root: path(root), point: path(point), fstype, options })
+        Ok(Self {
+            line,
+            root: path(root),
+            point: path(point),
+            fstype,
+            options,
+        })
     }
 }
 
@@ -217,7 +252,9 @@ fn split_layers(value: &str) -> Vec<PathBuf> {
         }
     }
     let filled = layers.into_iter().filter(|layer| !layer.is_empty());
-    filled.map(|layer| PathBuf::from(OsString::from_vec(layer))).collect()
+    filled
+        .map(|layer| PathBuf::from(OsString::from_vec(layer)))
+        .collect()
 }
 
 /// A path field, decoded.
@@ -233,7 +270,14 @@ impl Iterator for Octal<'_> {
     type Item = (u8, bool);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', rest @ ..] = self.0 {
+        if let [
+            b'\\',
+            a @ b'0'..=b'3',
+            b @ b'0'..=b'7',
+            c @ b'0'..=b'7',
+            rest @ ..,
+        ] = self.0
+        {
             self.0 = rest;
             return Some(((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), true));
         }
@@ -259,7 +303,11 @@ mod tests {
 
     fn lower(options: &str) -> Vec<String> {
         let overlay = overlay(&format!("rw,{options},upperdir=/u,workdir=/w")).unwrap();
-        overlay.lower.iter().map(|layer| layer.to_str().unwrap().to_owned()).collect()
+        overlay
+            .lower
+            .iter()
+            .map(|layer| layer.to_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -295,7 +343,9 @@ mod tests {
         assert!(matches!(of("/"), MountError::NotOverlay { fstype, .. } if fstype == "ext4"));
         assert!(matches!(of("/ro"), MountError::NoUpper { .. }));
         assert!(matches!(of("/none"), MountError::NotMounted { .. }));
-        assert!(matches!(of("/bound"), MountError::Bound { root, .. } if root == Path::new("/sub")));
+        assert!(
+            matches!(of("/bound"), MountError::Bound { root, .. } if root == Path::new("/sub"))
+        );
         let bad = Overlay::of_mount("22 1 8:1 / / rw", Path::new("/")).unwrap_err();
         assert!(matches!(bad, MountError::Malformed { .. }));
     }
@@ -320,8 +370,14 @@ mod tests {
             user_xattrs: false,
         };
         let found = overlay.clone().resolved().unwrap();
-        assert_eq!(found.lower, [dir.path().join("2/fs"), dir.path().join("1/fs")]);
-        let lost = Overlay { lower: vec!["9/fs".into()], ..overlay };
+        assert_eq!(
+            found.lower,
+            [dir.path().join("2/fs"), dir.path().join("1/fs")]
+        );
+        let lost = Overlay {
+            lower: vec!["9/fs".into()],
+            ..overlay
+        };
         assert!(matches!(lost.resolved(), Err(MountError::Unplaced { .. })));
     }
 }

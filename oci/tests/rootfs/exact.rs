@@ -236,10 +236,7 @@ fn round_trip(options: &'static str) {
     let fresh = lab.root();
     let applied = fresh.apply(&tar, &found);
     assert_same(&expected, &snapshot(&fresh.merged));
-    assert_eq!(
-        (applied.files, applied.bytes),
-        (found.files + links_only(&applied), found.bytes)
-    );
+    assert_eq!((applied.files, applied.bytes), (found.files, found.bytes));
     assert_eq!(applied.notes, []);
     let sparse = fs::metadata(fresh.merged.join("sparse")).unwrap();
     assert!(
@@ -252,11 +249,6 @@ fn round_trip(options: &'static str) {
     let third = lab.root();
     third.apply(&again, &found_again);
     assert_same(&expected, &snapshot(&third.merged));
-}
-
-/// Nothing is applied twice here, so every member counts once.
-fn links_only(_: &kybernate_oci::rootfs::Applied) -> u64 {
-    0
 }
 
 #[test]
@@ -332,13 +324,19 @@ fn gnu_tar_and_a_loop_over_the_deletions_give_the_same_tree() {
     let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     fs::write(file.path(), &tar).unwrap();
     let fresh = lab.root();
+    // Engines replace whatever an entry finds, except a directory by a directory; GNU tar has
+    // no such mode.
+    let mut archive = tar::Archive::new(tar.as_slice());
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        let path = fresh.merged.join(entry.path().unwrap());
+        let there = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir());
+        if there && !entry.header().entry_type().is_dir() {
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
     let output = Command::new("tar")
-        .args([
-            "--xattrs",
-            "--xattrs-include=*",
-            "--numeric-owner",
-            "--recursive-unlink",
-        ])
+        .args(["--xattrs", "--xattrs-include=*", "--numeric-owner"])
         .args(["--delay-directory-restore", "-xpf"])
         .arg(file.path())
         .arg("-C")
@@ -366,6 +364,9 @@ fn gnu_tar_and_a_loop_over_the_deletions_give_the_same_tree() {
             entry.mtime = (0, 0);
         }
     }
+    for path in ["aclbase/plain", "aclbase/file"] {
+        seen.get_mut(Path::new(path)).unwrap().xattrs.clear();
+    }
     for gone in [&b"odd-\xff\xfe"[..], b"odddir-\xff", b"odddir-\xff/in"] {
         assert!(seen.remove(Path::new(odd(gone))).is_some());
     }
@@ -383,23 +384,30 @@ fn an_unchanged_root_has_an_empty_diff() {
     assert_eq!((found.files, found.bytes, found.deleted.len()), (1, 0, 0));
 }
 
+/// With an index a change made under one name shows under the others, which the upper
+/// directory does not have; even when the first one is deleted again.
 #[test]
-fn the_other_name_of_a_changed_file_comes_along_with_index() {
-    let Some(lab) = Lab::new("index=on") else {
-        return;
-    };
-    base(lab.bottom());
-    let root = lab.root();
-    put(&root.merged.join("links/one"), "changed");
-    if fs::read(root.merged.join("links/two")).unwrap() != b"changed" {
-        println!("SKIPPED: index=on does not keep hard links here");
-        return;
+fn the_other_names_of_a_changed_file_come_along_with_index() {
+    for deleted in [false, true] {
+        let Some(lab) = Lab::new("index=on") else {
+            return;
+        };
+        base(lab.bottom());
+        let root = lab.root();
+        put(&root.merged.join("links/one"), "changed");
+        if fs::read(root.merged.join("links/two")).unwrap() != b"changed" {
+            println!("SKIPPED: index=on does not keep hard links here");
+            return;
+        }
+        if deleted {
+            fs::remove_file(root.merged.join("links/one")).unwrap();
+        }
+        let expected = snapshot(&root.merged);
+        let (tar, found) = root.diff();
+        let fresh = lab.root();
+        fresh.apply(&tar, &found);
+        assert_same(&expected, &snapshot(&fresh.merged));
     }
-    let expected = snapshot(&root.merged);
-    let (tar, found) = root.diff();
-    let fresh = lab.root();
-    fresh.apply(&tar, &found);
-    assert_same(&expected, &snapshot(&fresh.merged));
 }
 
 #[test]

@@ -7,7 +7,6 @@
 use std::{
     collections::HashMap,
     future::Future,
-    path::Path,
     pin::Pin,
     process::ExitCode,
     sync::{
@@ -27,7 +26,7 @@ use tokio::{
 use crate::{
     cri::{PodBuilder, pod::Made},
     image::catalog,
-    lab::{Distro, Handler, Lab, LabOptions, roots},
+    lab::{Distro, Handler, Lab, LabOptions, missing, roots},
 };
 
 type Body = Arc<dyn Fn(Case) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync>;
@@ -233,18 +232,6 @@ fn trial(
 fn must_run() -> bool {
     let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     set("KYBERNATE_REQUIRE_ALL", "1") || set("CI", "true")
-}
-
-/// What a machine lacks for labs.
-fn missing() -> Option<String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Some("labs need root: run the tests with sudo".into());
-    }
-    let built = Distro::ALL.into_iter().all(roots::is_built);
-    if !built && !Path::new("/usr/bin/mmdebstrap").exists() {
-        return Some("mmdebstrap is not installed: run `make deps`".into());
-    }
-    None
 }
 
 /// The labs of a suite: started when first used, ended after the last case.

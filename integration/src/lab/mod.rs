@@ -136,6 +136,18 @@ pub fn binaries() -> PathBuf {
     }
 }
 
+/// What this machine lacks for labs, and what to do about it.
+pub fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("labs need root: use sudo".into());
+    }
+    let built = Distro::ALL.into_iter().all(roots::is_built);
+    if !built && !Path::new("/usr/bin/mmdebstrap").exists() {
+        return Some("mmdebstrap is not installed: run `make deps`".into());
+    }
+    None
+}
+
 /// A running lab. Dropping it ends it; [`Lab::close`] also looks for what is left.
 #[derive(Debug)]
 pub struct Lab {

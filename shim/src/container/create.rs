@@ -17,13 +17,14 @@ use super::{
     Container, ContainerError, ContainerFacts, INIT_PID_FILE, ROOTFS, Shared, lock, read_pid,
 };
 use crate::{
+    criu,
     io::{Endpoints, Owner, Stdio},
     mount,
     options::Options,
     process::Process,
     restore::{self, Source},
     runc::Runc,
-    spec::SpecFacts,
+    spec::{CONFIG_FILE, SpecFacts},
 };
 
 /// What containerd asks for.
@@ -168,6 +169,7 @@ fn facts(
     options: Options,
 ) -> Result<ContainerFacts, ContainerError> {
     let bundle = &request.bundle;
+    point_at_criu_config(bundle)?;
     let spec = SpecFacts::read(bundle)?;
     options
         .write(bundle)
@@ -199,6 +201,22 @@ fn facts(
         spec,
         options,
     })
+}
+
+/// Gives the spec the annotation by which runc finds the container's CRIU options, since runc
+/// keeps the annotations that it saw when it made the container.
+fn point_at_criu_config(bundle: &Path) -> Result<(), ContainerError> {
+    let mut spec = SpecFacts::read_whole(bundle)?;
+    if criu::config::annotate(bundle, &mut spec) {
+        let path = bundle.join(CONFIG_FILE);
+        let text = serde_json::to_vec(&spec).expect("JSON that was read can be written");
+        fs::write(&path, text).map_err(|source| ContainerError::Host {
+            action: "annotate",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
 }
 
 fn make_rootfs(path: &Path) -> Result<(), ContainerError> {

@@ -1,0 +1,170 @@
+//! Why a checkpoint failed. In every case the container is as it was before.
+
+use std::{io, path::PathBuf};
+
+use kybernate_config::settings::SettingsError;
+use kybernate_oci::archive::WriteError;
+
+use super::{page_server::PageServerError, request::RequestError, stop::StopReason};
+use crate::{runc::RuncError, spec::SpecError, status::Class};
+
+/// Why a checkpoint failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Only a container with processes has something to save.
+    #[error("container {id} is {state}; only a running or paused container can be checkpointed")]
+    State {
+        /// The container.
+        id: String,
+        /// What it is.
+        state: &'static str,
+    },
+    /// Without a freezer its processes can't be stopped together.
+    #[error(
+        "container {id} is in no freezer cgroup; mount the freezer controller (cgroup v1) or use cgroup v2"
+    )]
+    NoFreezer {
+        /// The container.
+        id: String,
+    },
+    /// The settings are not understood.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The spec can't be read.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The request can't be served.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Stopped before its end.
+    #[error("checkpoint of {id} was rolled back and the container goes on: {reason}")]
+    Stopped {
+        /// The container.
+        id: String,
+        /// Why.
+        reason: StopReason,
+    },
+    /// runc or CRIU failed.
+    #[error("cannot dump container {id}: {runc}; CRIU: {criu}")]
+    Dump {
+        /// The container.
+        id: String,
+        /// What runc said.
+        runc: RuncError,
+        /// What CRIU's log says.
+        criu: String,
+    },
+    /// runc could not be run, or failed at something other than the dump.
+    #[error("container {id}: {source}")]
+    Runc {
+        /// The container.
+        id: String,
+        /// What it said.
+        source: RuncError,
+    },
+    /// The dump did not arrive.
+    #[error("dump of container {id} is incomplete: {source}")]
+    Pages {
+        /// The container.
+        id: String,
+        /// Why.
+        source: PageServerError,
+    },
+    /// The archive can't be written.
+    #[error(transparent)]
+    Archive(#[from] WriteError),
+    /// Too little space for the dump.
+    #[error(
+        "{path} has {free} bytes free, the dump needs about {needed}; make room or name another directory"
+    )]
+    Space {
+        /// Where the dump would go.
+        path: PathBuf,
+        /// Bytes free.
+        free: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// The root file system is writable and no overlay, so its changes can't be told.
+    #[error(
+        "the root file system of container {id} is {found}, not overlayfs, so what the container \
+         changed in it is unknown; use the overlayfs snapshotter or a read-only root"
+    )]
+    Rootfs {
+        /// The container.
+        id: String,
+        /// File system type.
+        found: String,
+    },
+    /// The file system changes can't be read.
+    #[error("cannot save {what} of container {id}: {source}")]
+    Files {
+        /// The container.
+        id: String,
+        /// Which files.
+        what: &'static str,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The container could not be let go on. This is the one failure that leaves it stopped.
+    #[error("container {id} could not be thawed after its checkpoint: {source}")]
+    Thaw {
+        /// The container.
+        id: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something on the host.
+    #[error("cannot {action} {path}: {source}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A thread of the checkpoint ended in a panic: a bug.
+    #[error("internal error during the checkpoint of {id}: {source}")]
+    Panic {
+        /// The container.
+        id: String,
+        /// The panic.
+        source: tokio::task::JoinError,
+    },
+}
+
+impl CheckpointError {
+    /// What kind of failure it is for the caller.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::State { .. } | Self::NoFreezer { .. } | Self::Rootfs { .. } => {
+                Class::FailedPrecondition
+            }
+            Self::Request(_) | Self::Settings(_) => Class::InvalidArgument,
+            Self::Stopped { .. } => Class::Cancelled,
+            Self::Space { .. } => Class::ResourceExhausted,
+            Self::Archive(error) if is_out_of_space(error) => Class::ResourceExhausted,
+            Self::Pages {
+                source: PageServerError::Store(error),
+                ..
+            } if is_full(error) => Class::ResourceExhausted,
+            Self::Host { source, .. } if is_full(source) => Class::ResourceExhausted,
+            _ => Class::Unknown,
+        }
+    }
+}
+
+fn is_out_of_space(error: &WriteError) -> bool {
+    matches!(error, WriteError::Io { source, .. } if is_full(source))
+}
+
+/// Whether a disk was full, also behind the archive's own error.
+fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StorageFull
+        || error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<WriteError>())
+            .is_some_and(is_out_of_space)
+}

@@ -1,0 +1,161 @@
+//! Why and how a checkpoint stops before its end, and the progress it reports until then.
+//!
+//! A caller can go away in three ways: its deadline passes, its lock on `request.json`
+//! disappears, or containerd drops the call. Each makes the checkpoint roll back.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use kybernate_config::request::{PROGRESS_FILE, Progress};
+use kybernate_oci::archive::Control;
+use tokio_util::sync::CancellationToken;
+
+use super::request::Request;
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Why a checkpoint was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// The request's deadline.
+    #[error("its deadline passed")]
+    Deadline,
+    /// The client's lock.
+    #[error("the client that asked for it went away")]
+    ClientGone,
+    /// The call.
+    #[error("the call that asked for it ended (deadline or disconnect)")]
+    CallEnded,
+}
+
+/// Stops a checkpoint from anywhere; remembers the first reason.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    token: CancellationToken,
+    reason: Arc<OnceLock<StopReason>>,
+}
+
+impl Stop {
+    /// Stops.
+    pub fn stop(&self, reason: StopReason) {
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    /// Completes when stopped.
+    pub async fn stopped(&self) -> StopReason {
+        self.token.cancelled().await;
+        self.reason().unwrap_or(StopReason::CallEnded)
+    }
+
+    /// The reason, once stopped.
+    #[must_use]
+    pub fn reason(&self) -> Option<StopReason> {
+        self.reason.get().copied()
+    }
+
+    /// Stops with [`StopReason::CallEnded`] when `call` is cancelled. Ends with `self`'s task.
+    pub fn follow(&self, call: CancellationToken) -> Watch {
+        let stop = self.clone();
+        Watch(tokio::spawn(async move {
+            call.cancelled().await;
+            stop.stop(StopReason::CallEnded);
+        }))
+    }
+}
+
+/// A background task that ends when this is dropped.
+#[derive(Debug)]
+pub struct Watch(tokio::task::JoinHandle<()>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The name of the phase that runs now, shared with the progress log.
+#[derive(Debug, Clone)]
+pub struct Phase(Arc<Mutex<&'static str>>);
+
+impl Default for Phase {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new("freeze")))
+    }
+}
+
+impl Phase {
+    /// Enters a phase.
+    pub fn set(&self, name: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    fn get(&self) -> &'static str {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches over one request: stops it when its client is gone or late, which also unblocks
+/// the archive, and writes `progress.jsonl`.
+pub fn watch(request: Arc<Request>, stop: Stop, control: Control, phase: Phase) -> Watch {
+    let started = Instant::now();
+    let mut log = ProgressLog::create(&request.directory);
+    Watch(tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = stop.stopped() => {
+                    control.cancel();
+                    return;
+                }
+                () = tokio::time::sleep(POLL) => {}
+            }
+            log.write(&Progress {
+                phase: phase.get().into(),
+                read_bytes: control.read_bytes(),
+                written_bytes: control.written_bytes(),
+                elapsed_ms: millis(started.elapsed()),
+            });
+            if request
+                .deadline
+                .is_some_and(|deadline| SystemTime::now() >= deadline)
+            {
+                stop.stop(StopReason::Deadline);
+            } else if request.client_is_gone() {
+                stop.stop(StopReason::ClientGone);
+            }
+        }
+    }))
+}
+
+/// `progress.jsonl`. It informs; a checkpoint does not fail for it.
+struct ProgressLog(Option<File>);
+
+impl ProgressLog {
+    fn create(directory: &Path) -> Self {
+        let file = File::create_new(directory.join(PROGRESS_FILE));
+        Self(
+            file.inspect_err(|error| tracing::warn!(%error, "no progress log"))
+                .ok(),
+        )
+    }
+
+    fn write(&mut self, progress: &Progress) {
+        if let (Some(file), Ok(mut line)) = (&mut self.0, serde_json::to_vec(progress)) {
+            line.push(b'\n');
+            if file.write_all(&line).is_err() {
+                self.0 = None;
+            }
+        }
+    }
+}
+
+/// Milliseconds, for formats that carry them as a number.
+#[must_use]
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

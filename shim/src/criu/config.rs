@@ -1,0 +1,104 @@
+//! The CRIU configuration file of one container.
+//!
+//! runc hands CRIU the file that the annotation `org.criu.config` names (runc 1.1+,
+//! libcontainer/criu_linux.go) at dump and at restore. It holds what runc has no flag for,
+//! and holds it for this container alone: `/etc/criu/runc.conf` would change every other
+//! container of the node. The annotation must be there when the container is created; the
+//! file is written anew before each dump and restore, for the CRIU that is there then.
+
+use std::{fs, io, path::Path};
+
+use serde_json::{Map, Value, json};
+
+use super::Version;
+
+/// The annotation that runc looks up.
+pub const ANNOTATION: &str = "org.criu.config";
+/// Name of the file in the bundle.
+const FILE: &str = "criu.conf";
+
+/// The options for every version, one per line.
+///
+/// - `tcp-close`: established connections are not kept, neither in the dump nor at restore:
+///   the pod has another address then. Without it one open connection fails the dump.
+/// - `ghost-limit`: unlinked files that are still open go into the images up to this size;
+///   CRIU's default of 1 MiB is smaller than an ordinary temporary file.
+/// - `enable-external-masters`: mounts that hooks made with propagation don't fail the dump.
+const OPTIONS: &str = "\
+tcp-close
+ghost-limit 1073741824
+enable-external-masters
+";
+
+/// `network-lock skip`: nothing has to be locked for connections that are not kept, the
+/// running container keeps its own, and neither iptables nor nftables need be installed.
+/// CRIU 4.1 and older crash on the option when it comes from a file that RPC names.
+const SKIP_NETWORK_LOCK: (Version, &str) = (Version { major: 4, minor: 2 }, "network-lock skip\n");
+
+/// Points a spec at the file in `bundle`. Returns whether the spec changed: one that names a
+/// file of its own keeps it.
+pub fn annotate(bundle: &Path, spec: &mut Value) -> bool {
+    let Some(spec) = spec.as_object_mut() else {
+        return false;
+    };
+    let annotations = spec.entry("annotations").or_insert(Value::Null);
+    if annotations.is_null() {
+        *annotations = Value::Object(Map::new());
+    }
+    let Some(annotations) = annotations.as_object_mut() else {
+        return false;
+    };
+    if annotations.contains_key(ANNOTATION) {
+        return false;
+    }
+    annotations.insert(ANNOTATION.into(), json!(bundle.join(FILE)));
+    true
+}
+
+/// Writes the file for the given CRIU.
+pub fn write(bundle: &Path, criu: Option<Version>) -> io::Result<()> {
+    let (since, option) = SKIP_NETWORK_LOCK;
+    let skip = if criu >= Some(since) { option } else { "" };
+    fs::write(bundle.join(FILE), format!("{OPTIONS}{skip}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_with_and_without_annotations_is_pointed_at_the_file_once() {
+        for mut spec in [
+            json!({}),
+            json!({"annotations": null}),
+            json!({"annotations": {"a": "b"}}),
+        ] {
+            assert!(annotate(Path::new("/b"), &mut spec));
+            assert_eq!(spec["annotations"][ANNOTATION], "/b/criu.conf");
+            assert!(!annotate(Path::new("/b"), &mut spec));
+        }
+    }
+
+    #[test]
+    fn an_administrators_own_file_is_kept() {
+        let mut spec = json!({"annotations": {ANNOTATION: "/etc/criu/mine.conf"}});
+        assert!(!annotate(Path::new("/b"), &mut spec));
+        assert_eq!(spec["annotations"][ANNOTATION], "/etc/criu/mine.conf");
+    }
+
+    #[test]
+    fn an_old_criu_does_not_get_the_option_that_crashes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for (criu, skips) in [
+            (None, false),
+            (Some(Version { major: 4, minor: 1 }), false),
+            (Some(Version { major: 4, minor: 2 }), true),
+            (Some(Version { major: 5, minor: 0 }), true),
+        ] {
+            write(dir.path(), criu).unwrap();
+            let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+            assert!(text.contains("tcp-close\n"));
+            assert_eq!(text.contains("network-lock skip\n"), skips, "{criu:?}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Why a restore failed. Nothing of it stays, and the archive is as it was.
+
+use std::{io, path::PathBuf};
+
+use kybernate_config::settings::SettingsError;
+use kybernate_oci::{archive::ReadError, rootfs::ApplyError};
+
+use crate::{runc::RuncError, spec::SpecError, status::Class};
+
+/// Why a restore failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The annotation names no file.
+    #[error("annotation kybernate.io/restore-from is {}; it must be the absolute path of an archive on this node", value.display())]
+    Annotation {
+        /// What it says.
+        value: PathBuf,
+    },
+    /// The settings are not understood.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The spec can't be read.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// runc or CRIU failed.
+    #[error("cannot restore the processes of container {id}: {runc}; CRIU: {criu}")]
+    Processes {
+        /// The container.
+        id: String,
+        /// What runc said.
+        runc: RuncError,
+        /// What CRIU's log says.
+        criu: String,
+    },
+    /// A thread of the restore ended in a panic: a bug.
+    #[error("internal error during a restore: {0}")]
+    Panic(#[source] tokio::task::JoinError),
+    /// The archive is missing, damaged or none.
+    #[error("cannot restore from {path}: {source}")]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReadError,
+    },
+    /// Taken on another architecture.
+    #[error(
+        "the archive was taken on {archive}, this node is {here}; restore it on a node of the same architecture"
+    )]
+    Arch {
+        /// The archive's.
+        archive: String,
+        /// This node's.
+        here: String,
+    },
+    /// Instructions are missing.
+    #[error(
+        "this node's CPU lacks {missing}, which the archived processes may use; restore on a node with the same CPU features"
+    )]
+    Cpu {
+        /// Which.
+        missing: String,
+    },
+    /// CRIU is too old for the images.
+    #[error(
+        "the archive was taken with CRIU {archive}, this node has CRIU {here}, which misreads newer images; update CRIU"
+    )]
+    Criu {
+        /// The archive's.
+        archive: String,
+        /// This node's.
+        here: String,
+    },
+    /// No room for the images.
+    #[error(
+        "the archive's images need {needed} bytes; {memory} has {memory_free} bytes to spare and {disk} has {disk_free} free: make room or set restore.disk_dir"
+    )]
+    Space {
+        /// Bytes needed.
+        needed: u64,
+        /// Directory in memory.
+        memory: PathBuf,
+        /// Bytes it may take.
+        memory_free: u64,
+        /// Directory on disk.
+        disk: PathBuf,
+        /// Bytes free there.
+        disk_free: u64,
+    },
+    /// The file system changes can't be put back.
+    #[error("cannot put the container's file system changes back: {source}")]
+    Rootfs {
+        /// Why not.
+        source: ApplyError,
+    },
+    /// The shared memory files can't be put back.
+    #[error("cannot put the container's shared memory files back into {path}: {source}")]
+    SharedMemory {
+        /// The pod's shared memory directory.
+        path: PathBuf,
+        /// Why not.
+        source: ApplyError,
+    },
+    /// The archive has shared memory files and the pod no place for them.
+    #[error(
+        "the archive holds files of /dev/shm, but the new container has no /dev/shm of its pod mounted"
+    )]
+    NoSharedMemory,
+    /// `deleted.files` is not what this build writes.
+    #[error("deleted.files of the archive does not parse: {0}")]
+    Deleted(#[source] serde_json::Error),
+    /// Something on the host.
+    #[error("cannot {action} {path}: {source}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl RestoreError {
+    /// What kind of failure it is for the caller.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Annotation { .. } | Self::Settings(_) | Self::Deleted(_) => {
+                Class::InvalidArgument
+            }
+            Self::Arch { .. } | Self::Cpu { .. } | Self::Criu { .. } | Self::NoSharedMemory => {
+                Class::FailedPrecondition
+            }
+            Self::Space { .. } => Class::ResourceExhausted,
+            _ => Class::Unknown,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Restore: an archive becomes a running container.
+//!
+//! ```text
+//! Create   open ─> preflight ─> verify every byte while staging ─> file system changes ─> (created)
+//! Start    runc restore, images from the staging directory ─> (running), staging removed
+//! ```
+//!
+//! The pod's own spec rules: nothing in the archive adds a mount, a device, an annotation, a
+//! hook or a capability. Until every digest is checked, nothing outside the staging directory
+//! is touched.
+
+mod error;
+mod preflight;
+mod stage;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use kybernate_config::Settings;
+use kybernate_oci::{
+    archive::Archive,
+    rootfs::{self, tree},
+};
+
+pub use self::error::RestoreError;
+use crate::{
+    checkpoint::{shared_memory, workdir::WorkDir},
+    container::ContainerFacts,
+    criu::{self, log},
+    io::Stdio,
+    spec::SpecFacts,
+};
+
+/// CRIU's log of a restore, in the work directory.
+const LOG: &str = "restore.log";
+/// File in the bundle that names the archive, for the manifest of the next checkpoint.
+const PARENT_FILE: &str = "restored-from";
+
+/// What a container is restored from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An archive of ours, named by the annotation `kybernate.io/restore-from`.
+    Archive(PathBuf),
+    /// A directory of CRIU images, named by containerd in its `Create` call. containerd
+    /// applies the file system changes itself and removes the directory after the call.
+    Images(PathBuf),
+}
+
+/// Images that are staged and wait for `Start`. Dropping it removes them.
+#[derive(Debug)]
+pub struct Prepared {
+    staging: WorkDir,
+    images: PathBuf,
+    work: PathBuf,
+}
+
+/// Verifies `source`, stages its images and puts the file system changes into the mounted
+/// root of the container that is being created.
+pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
+    let settings = Settings::load()?;
+    let criu = criu::Version::text(&facts.runc).await;
+    let facts = facts.clone();
+    tokio::task::spawn_blocking(move || match source {
+        Source::Archive(path) => Prepared::from_archive(&path, &facts, criu, &settings),
+        Source::Images(path) => Prepared::from_images(&path, &facts, &settings),
+    })
+    .await
+    .map_err(RestoreError::Panic)?
+}
+
+/// Brings the processes back. On return they run and runc knows them; the staged images are
+/// gone.
+pub async fn start(
+    prepared: Prepared,
+    facts: &ContainerFacts,
+    stdio: &mut Stdio,
+    pid_file: &Path,
+) -> Result<(), RestoreError> {
+    let version = criu::Version::text(&facts.runc).await;
+    let parsed = version.as_deref().and_then(criu::Version::parse);
+    criu::config::write(&facts.bundle, parsed).map_err(|source| RestoreError::Host {
+        action: "write CRIU's configuration into",
+        path: facts.bundle.clone(),
+        source,
+    })?;
+    let mut command = facts.runc.command("restore");
+    command
+        .args([
+            "--detach",
+            "--no-subreaper",
+            "--file-locks",
+            "--ext-unix-sk",
+        ])
+        .arg("--image-path")
+        .arg(&prepared.images)
+        .arg("--work-path")
+        .arg(&prepared.work)
+        .arg("--bundle")
+        .arg(&facts.bundle)
+        .arg("--pid-file")
+        .arg(pid_file);
+    if facts.options.no_pivot_root {
+        command.arg("--no-pivot");
+    }
+    stdio.attach(&mut command);
+    command.arg(&facts.id);
+    facts
+        .runc
+        .run_attached(command)
+        .await
+        .map_err(|runc| RestoreError::Processes {
+            id: facts.id.clone(),
+            criu: log::explain(&prepared.work.join(LOG)),
+            runc,
+        })
+}
+
+/// Manifest digest of the archive that the container in `bundle` was restored from.
+#[must_use]
+pub fn parent(bundle: &Path) -> Option<String> {
+    fs::read_to_string(bundle.join(PARENT_FILE)).ok()
+}
+
+impl Prepared {
+    fn from_archive(
+        path: &Path,
+        facts: &ContainerFacts,
+        criu: Option<String>,
+        settings: &Settings,
+    ) -> Result<Self, RestoreError> {
+        if !path.is_absolute() {
+            return Err(RestoreError::Annotation { value: path.into() });
+        }
+        let archive = Archive::open(path).map_err(|source| RestoreError::Archive {
+            path: path.into(),
+            source,
+        })?;
+        let manifest = archive.manifest();
+        preflight::check(manifest, &preflight::Here::now(criu))?;
+        let (restore, files) = Self::staged(facts, settings, stage::size(manifest))?;
+        stage::extract(&archive, restore.staging.path()).map_err(|source| {
+            RestoreError::Archive {
+                path: path.into(),
+                source,
+            }
+        })?;
+
+        // Every byte is what it was. Only now does anything of it leave the staging directory.
+        let deleted = stage::deleted(&files)?;
+        let spec = SpecFacts::read_whole(&facts.bundle)?;
+        let limits = stage::limits(manifest, &spec);
+        if let Some(tar) = stage::open(&files, stage::ROOTFS_DIFF)? {
+            rootfs::apply(&facts.rootfs, tar, &deleted, &limits)
+                .map_err(|source| RestoreError::Rootfs { source })?;
+        }
+        if let Some(tar) = stage::open(&files, stage::DEVSHM)? {
+            let dir = shared_memory(&spec).ok_or(RestoreError::NoSharedMemory)?;
+            tree::unpack(&dir, tar, &limits)
+                .map_err(|source| RestoreError::SharedMemory { path: dir, source })?;
+        }
+        remove(&files)?;
+        let parent = facts.bundle.join(PARENT_FILE);
+        fs::write(&parent, archive.manifest_sha256()).map_err(|source| RestoreError::Host {
+            action: "write",
+            path: parent,
+            source,
+        })?;
+        Ok(restore)
+    }
+
+    fn from_images(
+        path: &Path,
+        facts: &ContainerFacts,
+        settings: &Settings,
+    ) -> Result<Self, RestoreError> {
+        let (restore, files) = Self::staged(facts, settings, stage::directory_size(path)?)?;
+        stage::copy(path, &restore.images)?;
+        remove(&files)?;
+        Ok(restore)
+    }
+
+    /// Empty directories for `bytes` of images; the second is for what is not CRIU's.
+    fn staged(
+        facts: &ContainerFacts,
+        settings: &Settings,
+        bytes: u64,
+    ) -> Result<(Self, PathBuf), RestoreError> {
+        let parent = stage::place(&settings.restore, bytes)?;
+        let make = || {
+            let staging = WorkDir::create(&parent, &facts.namespace, &facts.id)?;
+            let images = staging.subdir("images")?;
+            let work = staging.subdir("work")?;
+            let files = staging.subdir("files")?;
+            Ok((
+                Self {
+                    staging,
+                    images,
+                    work,
+                },
+                files,
+            ))
+        };
+        make().map_err(|source| RestoreError::Host {
+            action: "create a directory in",
+            path: parent.clone(),
+            source,
+        })
+    }
+}
+
+fn remove(directory: &Path) -> Result<(), RestoreError> {
+    fs::remove_dir_all(directory).map_err(|source| RestoreError::Host {
+        action: "remove",
+        path: directory.into(),
+        source,
+    })
+}
+
+/// Opens a staged file.
+fn open(path: &Path) -> Result<Option<File>, RestoreError> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(RestoreError::Host {
+            action: "open",
+            path: path.into(),
+            source,
+        }),
+    }
+}

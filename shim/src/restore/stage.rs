@@ -1,0 +1,165 @@
+//! Staging: from an archive or a directory into a private directory that CRIU reads.
+//!
+//! Memory is the faster place and the scarcer one: images are staged there when a quarter of
+//! the available memory holds them, since the restored processes need the same again.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use kybernate_config::settings::RestoreSettings;
+use kybernate_oci::{
+    archive::{Archive, ReadError},
+    manifest::{Entry, Manifest},
+    rootfs::{Devices, Limits},
+};
+use nix::sys::statvfs::statvfs;
+use serde_json::Value;
+
+use super::{RestoreError, open as open_file};
+
+/// The container's file system changes.
+pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
+/// What it deleted.
+const DELETED: &str = "deleted.files";
+/// Files of the pod's shared memory.
+pub const DEVSHM: &str = "devshm-checkpoint.tar";
+/// CRIU's images.
+const IMAGES: &str = "checkpoint/";
+
+/// Images in memory take at most this part of what is available.
+const MEMORY_SHARE: u64 = 4;
+/// Room beside the images for what is not counted.
+const SLACK: u64 = 16 << 20;
+/// Largest `deleted.files` that is read.
+const MAX_DELETED: u64 = 256 << 20;
+
+/// Bytes that staging an archive takes.
+#[must_use]
+pub fn size(manifest: &Manifest) -> u64 {
+    manifest
+        .entries
+        .iter()
+        .filter(|e| is_staged(&e.name))
+        .map(|e| e.size)
+        .sum()
+}
+
+/// Bytes of the files in a directory.
+pub fn directory_size(path: &Path) -> Result<u64, RestoreError> {
+    let sum = || fs::read_dir(path)?.try_fold(0, |sum, entry| Ok(sum + entry?.metadata()?.len()));
+    sum().map_err(host("list", path))
+}
+
+/// Chooses where `bytes` are staged, and makes that directory.
+pub fn place(settings: &RestoreSettings, bytes: u64) -> Result<PathBuf, RestoreError> {
+    let needed = bytes + SLACK;
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = free(&settings.memory_dir)?.min(available(&meminfo) / MEMORY_SHARE);
+    if needed <= memory {
+        return Ok(settings.memory_dir.clone());
+    }
+    let disk = free(&settings.disk_dir)?;
+    if needed <= disk {
+        return Ok(settings.disk_dir.clone());
+    }
+    Err(RestoreError::Space {
+        needed,
+        memory: settings.memory_dir.clone(),
+        memory_free: memory,
+        disk: settings.disk_dir.clone(),
+        disk_free: disk,
+    })
+}
+
+/// Extracts what a restore needs into `staging`: CRIU's images into `images/`, the rest into
+/// `files/`. Every byte of the archive is verified, whether it is needed or not.
+pub fn extract(archive: &Archive, staging: &Path) -> Result<(), ReadError> {
+    let target = |entry: &Entry| match entry.name.strip_prefix(IMAGES) {
+        Some(name) => (!name.is_empty()).then(|| Path::new("images").join(name)),
+        None => is_staged(&entry.name).then(|| Path::new("files").join(&entry.name)),
+    };
+    archive
+        .extract(&target, staging, 0, &AtomicBool::new(false))
+        .map(drop)
+}
+
+/// Copies a flat directory of images. Anything but a regular file is no image.
+pub fn copy(from: &Path, to: &Path) -> Result<(), RestoreError> {
+    for entry in fs::read_dir(from).map_err(host("list", from))? {
+        let entry = entry.map_err(host("list", from))?;
+        let path = entry.path();
+        if entry.file_type().map_err(host("inspect", &path))?.is_file() {
+            fs::copy(&path, to.join(entry.file_name())).map_err(host("copy", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// A staged file, if the archive had it.
+pub fn open(files: &Path, name: &str) -> Result<Option<File>, RestoreError> {
+    open_file(&files.join(name))
+}
+
+/// The list of deleted paths.
+pub fn deleted(files: &Path) -> Result<Vec<String>, RestoreError> {
+    let Some(file) = open(files, DELETED)? else {
+        return Ok(Vec::new());
+    };
+    let mut text = Vec::new();
+    let path = files.join(DELETED);
+    file.take(MAX_DELETED)
+        .read_to_end(&mut text)
+        .map_err(host("read", &path))?;
+    serde_json::from_slice(&text).map_err(RestoreError::Deleted)
+}
+
+/// Bounds on what is put into the container's root: the archive's own declaration, and device
+/// nodes only where the container may make them itself.
+#[must_use]
+pub fn limits(manifest: &Manifest, spec: &Value) -> Limits {
+    let bounding = spec
+        .pointer("/process/capabilities/bounding")
+        .and_then(Value::as_array);
+    let may_mknod = bounding.is_some_and(|caps| caps.iter().any(|cap| cap == "CAP_MKNOD"));
+    Limits {
+        bytes: size(manifest),
+        devices: if may_mknod {
+            Devices::Make
+        } else {
+            Devices::Refuse
+        },
+        ..Limits::default()
+    }
+}
+
+fn is_staged(name: &str) -> bool {
+    name.starts_with(IMAGES) || [ROOTFS_DIFF, DELETED, DEVSHM].contains(&name)
+}
+
+/// Free bytes of the file system that `path` is on or, where it does not exist yet, will be.
+fn free(path: &Path) -> Result<u64, RestoreError> {
+    fs::create_dir_all(path).map_err(host("create", path))?;
+    let stat = statvfs(path).map_err(|e| host("inspect", path)(e.into()))?;
+    Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+/// Available memory in bytes, from the text of `/proc/meminfo`.
+fn available(meminfo: &str) -> u64 {
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+fn host<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> RestoreError + use<'a> {
+    move |source| RestoreError::Host {
+        action,
+        path: path.into(),
+        source,
+    }
+}

@@ -128,7 +128,8 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
-        if let Err(error) = umount2(&self.merged, MntFlags::empty()) {
+        // Detached: a child that another test is just starting may hold our descriptors.
+        if let Err(error) = umount2(&self.merged, MntFlags::MNT_DETACH) {
             eprintln!("{} stays mounted: {error}", self.merged.display());
         }
     }

@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::RUNTIME_HANDLER;
+
 /// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
 
@@ -22,6 +24,8 @@ pub struct Settings {
     pub restore: RestoreSettings,
     /// The container runtime of the node.
     pub containerd: ContainerdSettings,
+    /// Which pods are prepared for checkpoints, and what they may be restored from.
+    pub nri: NriSettings,
 }
 
 /// `[checkpoint]`
@@ -56,6 +60,22 @@ pub struct ContainerdSettings {
     pub socket: PathBuf,
 }
 
+/// `[nri]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NriSettings {
+    /// Runtime handlers whose pods are prepared; no other pod is touched.
+    pub handlers: Vec<String>,
+    /// The runtime's NRI socket.
+    pub socket: PathBuf,
+    /// Name that the plugin registers under.
+    pub name: String,
+    /// Two digits; plugins with lower ones are asked first.
+    pub index: String,
+    /// Directories under which archives may lie that a pod names as its restore source.
+    pub restore_dirs: Vec<PathBuf>,
+}
+
 impl Default for CheckpointSettings {
     fn default() -> Self {
         Self {
@@ -80,6 +100,21 @@ impl Default for ContainerdSettings {
     fn default() -> Self {
         Self {
             socket: "/run/containerd/containerd.sock".into(),
+        }
+    }
+}
+
+impl Default for NriSettings {
+    fn default() -> Self {
+        Self {
+            handlers: vec![RUNTIME_HANDLER.into()],
+            socket: "/var/run/nri/nri.sock".into(),
+            name: "kybernate".into(),
+            index: "10".into(),
+            restore_dirs: vec![
+                "/var/lib/kubelet/checkpoints".into(),
+                "/var/lib/kybernate".into(),
+            ],
         }
     }
 }
@@ -147,6 +182,7 @@ impl Settings {
         path("KYBERNATE_RESTORE_MEMORY_DIR", &mut self.restore.memory_dir);
         path("KYBERNATE_RESTORE_DISK_DIR", &mut self.restore.disk_dir);
         path("KYBERNATE_CONTAINERD_SOCKET", &mut self.containerd.socket);
+        path("KYBERNATE_NRI_SOCKET", &mut self.nri.socket);
         let text = |name: &str, to: &mut String| {
             if let Some(value) = get(name) {
                 *to = value;
@@ -154,6 +190,15 @@ impl Settings {
         };
         text("KYBERNATE_LEVEL", &mut self.checkpoint.level);
         text("KYBERNATE_BUFFER", &mut self.checkpoint.buffer);
+        text("KYBERNATE_NRI_NAME", &mut self.nri.name);
+        text("KYBERNATE_NRI_INDEX", &mut self.nri.index);
+        // Lists take the separators that people know: commas, and colons as in PATH.
+        if let Some(value) = get("KYBERNATE_NRI_HANDLERS") {
+            self.nri.handlers = value.split(',').map(|name| name.trim().into()).collect();
+        }
+        if let Some(value) = get("KYBERNATE_NRI_RESTORE_DIRS") {
+            self.nri.restore_dirs = value.split(':').map(Into::into).collect();
+        }
         const TIMEOUT: &str = "KYBERNATE_CHECKPOINT_TIMEOUT_S";
         if let Some(value) = get(TIMEOUT) {
             self.checkpoint.timeout_s = value.parse().map_err(|_| SettingsError::Number {
@@ -198,6 +243,22 @@ mod tests {
             .unwrap();
         assert_eq!(settings.checkpoint.level, "fast");
         assert_eq!(settings.checkpoint.buffer, "1GiB");
+    }
+
+    #[test]
+    fn lists_come_from_the_environment_too() {
+        let settings = Settings::default()
+            .with_env(|name| match name {
+                "KYBERNATE_NRI_HANDLERS" => Some("kybernate, gpu".into()),
+                "KYBERNATE_NRI_RESTORE_DIRS" => Some("/a:/b".into()),
+                _ => None,
+            })
+            .unwrap();
+        assert_eq!(settings.nri.handlers, ["kybernate", "gpu"]);
+        assert_eq!(
+            settings.nri.restore_dirs,
+            [Path::new("/a"), Path::new("/b")]
+        );
     }
 
     #[test]

@@ -1,0 +1,72 @@
+//! `kybernate-nri`: registers with the container runtime and prepares class pods' containers.
+#![forbid(unsafe_code)]
+
+use std::{env, error::Error, io, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use kybernate_config::Settings;
+use kybernate_nri::{
+    nri::{
+        connect::{self, INDEX_VARIABLE, Identity, NAME_VARIABLE, SOCKET_VARIABLE},
+        stub::Stub,
+    },
+    plugin::{Plugin, policy::Policy},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Prepares the containers of chosen pods for checkpoint and restore.
+#[derive(Debug, Parser)]
+#[command(name = "kybernate-nri", version)]
+struct Args {
+    /// The runtime's NRI socket; not used when the runtime has launched the plugin.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("KYBERNATE_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .init();
+    match serve(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
+    let settings = Settings::load()?.nri;
+    let plugin = Plugin::new(Policy::new(&settings)?);
+    let variable = |name: &str| env::var(name).ok();
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let signalled = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        signalled.cancel();
+    });
+    if let Some(descriptor) = variable(SOCKET_VARIABLE) {
+        let name = variable(NAME_VARIABLE).unwrap_or(settings.name);
+        let index = variable(INDEX_VARIABLE).unwrap_or(settings.index);
+        let stub = Stub::new(Identity::new(&name, &index)?, plugin);
+        let session = stub.serve(connect::inherit(&descriptor)?);
+        stop.run_until_cancelled(session).await.transpose()?;
+    } else {
+        let stub = Stub::new(Identity::new(&settings.name, &settings.index)?, plugin);
+        stub.run(&args.socket.unwrap_or(settings.socket), &stop)
+            .await;
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use kybernate_config::{names::KUBERNETES_NAMESPACE, size};
+use kybernate_hooks::client::Target;
+use kybernate_oci::archive::Level;
+
+use crate::recreate::MountFlag;
+
+/// Checkpoint, restore, inspect and verify containers.
+#[derive(Debug, Parser)]
+#[command(name = "kybernate", version, arg_required_else_help = true)]
+pub struct Args {
+    /// containerd's gRPC socket [default: the setting containerd.socket]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One variant per command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a running container into an archive
+    Checkpoint(Checkpoint),
+    /// Create and start a container in a pod sandbox from an archive
+    Restore(Restore),
+    /// Show what an archive holds and where it comes from
+    Inspect(Inspect),
+    /// Check every byte of an archive
+    Verify(Verify),
+    /// Write entries of an archive to a directory, verifying all of it
+    Extract(Extract),
+    /// Write one entry of an archive to standard output
+    Cat(Cat),
+    /// List the entries of an archive
+    Ls(Ls),
+    /// Show what this node can and can't do, and what to do about it
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages
+    Man {
+        /// Existing directory for one page per command; without it the main page goes to
+        /// standard output
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: Option<PathBuf>,
+    },
+}
+
+/// `kybernate checkpoint`
+#[derive(Debug, clap::Args)]
+pub struct Checkpoint {
+    /// Container: its id, the start of it, or namespace/pod/container
+    pub target: Target,
+    /// Where the archive goes; its directory must exist
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// containerd namespace of an id
+    #[arg(short, long, default_value = KUBERNETES_NAMESPACE)]
+    pub namespace: String,
+    /// Compression: fast, default, high or a zstd level [default: the setting checkpoint.level]
+    #[arg(long, value_parser = level)]
+    pub level: Option<String>,
+    /// Memory for what waits for compression: auto or a size like 256MiB [default: the setting
+    /// checkpoint.buffer]
+    #[arg(long, value_parser = buffer)]
+    pub buffer: Option<String>,
+    /// Stop the container when its archive is complete
+    #[arg(long)]
+    pub exit: bool,
+    /// Roll back after this time: seconds, or like 90s or 10m [default: the setting
+    /// checkpoint.timeout_s]
+    #[arg(long, value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Replace a file that exists
+    #[arg(long)]
+    pub force: bool,
+    /// Try even if the archive is not expected to fit
+    #[arg(long)]
+    pub no_space_check: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kybernate restore`
+#[derive(Debug, clap::Args)]
+pub struct Restore {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Ready pod sandbox of class `kybernate`: its id, the start of it, or namespace/pod
+    #[arg(long)]
+    pub pod: String,
+    /// Name of the new container [default: the archived one's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Image [default: the archived container's]
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Mount a host directory or file; the archive's own mounts are not taken. Repeatable
+    #[arg(long, value_name = "HOST:CONTAINER[:ro]")]
+    pub mount: Vec<MountFlag>,
+    /// Log file, relative to the pod's log directory [default: NAME/ATTEMPT.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_path: Option<String>,
+    /// Create the container and leave starting it to others
+    #[arg(long)]
+    pub no_start: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kybernate inspect`
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Print sizes and the whole manifest as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kybernate verify`
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `kybernate extract`
+#[derive(Debug, clap::Args)]
+pub struct Extract {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Where the entries go; created if it does not exist. Nothing in it is overwritten
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+    /// Entries or their directories [default: all]
+    pub entries: Vec<String>,
+}
+
+/// `kybernate cat`
+#[derive(Debug, clap::Args)]
+pub struct Cat {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Name of the entry, as `kybernate ls` prints it
+    pub entry: String,
+}
+
+/// `kybernate ls`
+#[derive(Debug, clap::Args)]
+pub struct Ls {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// With sizes and digests
+    #[arg(short, long)]
+    pub long: bool,
+}
+
+/// `kybernate doctor`
+#[derive(Debug, clap::Args)]
+pub struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn level(text: &str) -> Result<String, String> {
+    text.parse::<Level>()
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+fn buffer(text: &str) -> Result<String, String> {
+    match text {
+        "auto" => Ok(text.to_owned()),
+        size => size::parse(size)
+            .map(|_| text.to_owned())
+            .map_err(|e| e.to_string()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    };
+    match parsed {
+        Ok(duration) if duration.is_zero() => Err("write more than nothing".into()),
+        // A year: beyond it clocks and timers overflow.
+        Ok(duration) if duration > Duration::from_secs(31_536_000) => {
+            Err("write a year at most".into())
+        }
+        Ok(duration) => Ok(duration),
+        Err(_) => Err("write seconds, or a time like 90s, 10m or 1h".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked_before_anything_is_done() {
+        let parse = |extra: &[&str]| {
+            let line = ["kybernate", "checkpoint", "c1", "-o", "f"]
+                .iter()
+                .chain(extra)
+                .copied();
+            Args::try_parse_from(line)
+        };
+        for good in [
+            &[][..],
+            &["--level", "high"],
+            &["--level", "7"],
+            &["--buffer", "256MiB"],
+            &["--timeout", "90"],
+            &["--timeout", "10m"],
+        ] {
+            assert!(parse(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &["--level", "best"][..],
+            &["--buffer", "some"],
+            &["--timeout", "0"],
+            &["--timeout", "-1"],
+            &["--timeout", "99999999999999"],
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

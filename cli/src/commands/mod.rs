@@ -1,0 +1,70 @@
+//! One module per command.
+
+mod cat;
+mod checkpoint;
+mod completions;
+mod doctor;
+mod extract;
+mod inspect;
+mod ls;
+mod man;
+mod restore;
+mod verify;
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Context;
+use kybernate_config::Settings;
+use kybernate_hooks::client::CheckpointError;
+use kybernate_oci::archive::Archive;
+
+use crate::args::{Args, Command};
+
+/// What a shell reports of a command that SIGINT has ended.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the command that `args` name.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = || -> anyhow::Result<Settings> {
+        let mut settings = Settings::load()?;
+        if let Some(socket) = args.socket.clone() {
+            settings.containerd.socket = socket;
+        }
+        Ok(settings)
+    };
+    match &args.command {
+        Command::Checkpoint(args) => checkpoint::run(args, &settings()?)?,
+        Command::Restore(args) => restore::run(args, &settings()?)?,
+        Command::Inspect(args) => inspect::run(args)?,
+        Command::Verify(args) => verify::run(args)?,
+        Command::Extract(args) => extract::run(args)?,
+        Command::Cat(args) => cat::run(args)?,
+        Command::Ls(args) => ls::run(args)?,
+        Command::Doctor(args) => return doctor::run(args, &settings()?),
+        Command::Completions { shell } => completions::run(*shell)?,
+        Command::Man { directory } => man::run(directory.as_deref())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The exit code of a failed command.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref() {
+        Some(CheckpointError::Interrupted { .. }) => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Opens an archive; errors of the library do not all name the file.
+fn open(file: &Path) -> anyhow::Result<Archive> {
+    Archive::open(file).with_context(|| format!("cannot use {} as an archive", file.display()))
+}
+
+/// A runtime for commands that talk to containerd.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}

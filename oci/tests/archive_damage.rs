@@ -89,12 +89,26 @@ fn refused(directory: &Path, bytes: &[u8]) -> Option<ReadError> {
     verify(&path).err()
 }
 
+/// Which bytes are heads of frames, or the seek table.
+fn frame_fields(archive: &[u8]) -> Vec<bool> {
+    let mut fields = vec![true; archive.len()];
+    let mut at = 0;
+    for (frame, _) in Parts::of(archive).frames {
+        fields[at + frame.len().min(24)..at + frame.len()].fill(false);
+        at += frame.len();
+    }
+    fields
+}
+
 #[test]
-fn every_flipped_bit_is_refused() {
+fn every_byte_is_guarded() {
     let directory = tempfile::tempdir().unwrap();
     let good = small_archive(directory.path());
+    let fields = frame_fields(&good);
     for at in 0..good.len() {
-        for bit in 0..8 {
+        // Every bit where fields are packed, a different one of each byte elsewhere.
+        let bits = if fields[at] { 0..8 } else { at % 8..at % 8 + 1 };
+        for bit in bits {
             let mut bad = good.clone();
             bad[at] ^= 1 << bit;
             let error = refused(directory.path(), &bad);

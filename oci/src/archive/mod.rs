@@ -38,6 +38,7 @@ mod reader;
 mod seek;
 mod sink;
 mod threads;
+mod words;
 mod writer;
 
 pub use control::Control;

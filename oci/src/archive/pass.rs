@@ -59,6 +59,7 @@ impl<'a> Pass<'a> {
             0 => thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
+        let threads = threads.min(archive.frames.len()).max(1);
         let contents = archive
             .frames
             .iter()

@@ -8,7 +8,9 @@ use std::{
 
 use kybernate_shim::{
     args::{Action, Args},
-    daemon, delete, info, start,
+    daemon, delete, info,
+    mount::idmap,
+    start,
 };
 
 fn main() -> ExitCode {
@@ -27,6 +29,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == idmap::HOLD)
+    {
+        return Ok(idmap::hold()?);
+    }
     let args = Args::parse(
         std::env::args_os()
             .skip(1)

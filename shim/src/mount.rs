@@ -19,6 +19,7 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+pub mod idmap;
 pub mod options;
 
 use options::MountOptions;
@@ -111,7 +112,7 @@ fn mount_one(one: &Mount, target: &Path) -> Result<(), MountError> {
     if one.type_.starts_with("fuse.") || one.type_ == "fuse3" {
         return mount_by_helper(one, target).map_err(failed);
     }
-    let options = MountOptions::parse(&one.options);
+    let mut options = MountOptions::parse(&one.options);
     if let Some(option) = options.unsupported.first() {
         return Err(MountError::Unsupported {
             kind: one.type_.clone(),
@@ -119,26 +120,37 @@ fn mount_one(one: &Mount, target: &Path) -> Result<(), MountError> {
             option: option.clone(),
         });
     }
-    let (options, base) = options.shortened(PAGE_LIMIT);
-    let data = options.data.join(",");
-    if data.len() > PAGE_LIMIT {
+    let overlay = one.type_ == "overlay";
+    let shift = options.id_map.take();
+    let base = if overlay && (shift.is_some() || !options.fits(PAGE_LIMIT)) {
+        options.make_layers_relative()
+    } else {
+        None
+    };
+    if !options.fits(PAGE_LIMIT) {
         return Err(MountError::TooLong {
             kind: one.type_.clone(),
             target: target.into(),
-            length: data.len(),
+            length: options.data.join(",").len(),
         });
     }
+    let data = options.data.join(",");
     let call = Call {
         one,
         target,
         options: &options,
         data: &data,
     };
-    match base {
-        None => call.run(),
-        Some(base) => call.run_in(&base),
-    }
-    .map_err(failed)
+    let mount = || match (&base, &shift) {
+        (None, None) => call.run(),
+        (Some(base), None) => call.run_in(base),
+        (Some(base), Some(shift)) => call.run_in(shift.clone_of(base)?.path()),
+        (None, Some(_)) if overlay => Err(io::Error::other(
+            "its layers have no directory in common to shift the owners of",
+        )),
+        (None, Some(shift)) => call.run().and_then(|()| shift.shift(target)),
+    };
+    mount().map_err(failed)
 }
 
 struct Call<'a> {

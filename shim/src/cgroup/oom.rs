@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use containerd_shim_protos::events::task::TaskOOM;
@@ -25,6 +26,16 @@ use tokio::{io::unix::AsyncFd, task::JoinHandle};
 
 use super::{Cgroup, read};
 use crate::{events::Events, sys};
+
+/// Pauses between looks at the count after a notice.
+const RECHECKS: [Duration; 6] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
 
 /// Watches until it is dropped.
 #[derive(Debug)]
@@ -84,15 +95,34 @@ impl Drop for OomWatch {
 }
 
 impl Counter {
-    fn check(&self) {
+    /// Publishes what is new, and says whether something was.
+    fn check(&self) -> bool {
         let kills = read::pairs(&self.file).get("oom_kill");
-        if self.seen.fetch_max(kills, Ordering::AcqRel) < kills {
-            let container_id = self.id.clone();
-            self.events.send(&TaskOOM {
-                container_id,
-                ..TaskOOM::default()
-            });
+        let new = self.seen.fetch_max(kills, Ordering::AcqRel) < kills;
+        if new {
+            self.publish();
         }
+        new
+    }
+
+    /// On v1 the notice comes before the kill is counted, and before Linux 4.13 none is.
+    async fn check_soon(&self) {
+        if self.file.exists() && !read::pairs(&self.file).has("oom_kill") {
+            self.publish();
+            return;
+        }
+        for pause in RECHECKS {
+            if self.check() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+        self.check();
+    }
+
+    fn publish(&self) {
+        let container_id = self.id.clone();
+        self.events.send(&TaskOOM { container_id, ..TaskOOM::default() });
     }
 }
 
@@ -109,7 +139,7 @@ async fn follow(notice: AsyncFd<OwnedFd>, counter: Arc<Counter>) {
             tracing::warn!(id = counter.id, %error, "no more notice of memory that runs out");
             return;
         }
-        counter.check();
+        counter.check_soon().await;
         // Both kinds are signalled for ever once the group is gone.
         if !counter.file.exists() {
             return;
@@ -144,7 +174,7 @@ mod tests {
         let watch = OomWatch::start(group, "c", events).unwrap();
         watch.check();
         fs::write(&file, counted(3)).unwrap();
-        let event = tokio::time::timeout(std::time::Duration::from_secs(5), queue.next());
+        let event = tokio::time::timeout(Duration::from_secs(5), queue.next());
         assert_eq!(event.await.unwrap().unwrap().topic, "/tasks/oom");
         watch.check();
         drop(watch);

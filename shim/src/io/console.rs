@@ -112,7 +112,7 @@ mod tests {
         let text = [IoSlice::new(b"/dev/pts/0")];
         sendmsg(&stream, &text, &mut control, SendFlags::empty()).unwrap();
         let got = socket.receive().await.unwrap();
-        std::fs::File::from(write).write_all(b"x").unwrap();
+        fs::File::from(write).write_all(b"x").unwrap();
         let mut byte = [0];
         assert_eq!(rustix::io::read(got.get_ref(), &mut byte).unwrap(), 1);
         assert!(!directory.exists());

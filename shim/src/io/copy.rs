@@ -223,7 +223,7 @@ mod tests {
             .unwrap();
         copy.await.unwrap();
         let mut got = Vec::new();
-        std::io::Seek::rewind(&mut file).unwrap();
+        io::Seek::rewind(&mut file).unwrap();
         file.read_to_end(&mut got).unwrap();
         assert!(got == pattern(100_000));
     }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
 
+use super::idmap::IdMap;
+
 /// Parsed options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
@@ -13,7 +15,9 @@ pub struct MountOptions {
     pub propagation: MsFlags,
     /// What goes to the file system.
     pub data: Vec<String>,
-    /// Options that need more than mount(2).
+    /// Shift of owners for a user namespace.
+    pub id_map: Option<IdMap>,
+    /// Options that this build does not know how to do.
     pub unsupported: Vec<String>,
 }
 
@@ -25,43 +29,57 @@ impl MountOptions {
             flags: MsFlags::empty(),
             propagation: MsFlags::empty(),
             data: Vec::new(),
+            id_map: None,
             unsupported: Vec::new(),
         };
+        let (mut uids, mut gids) = (None, None);
         for option in options {
             if let Some((set, flag)) = flag(option) {
                 parsed.flags.set(flag, set);
             } else if let Some(propagation) = propagation(option) {
                 parsed.propagation |= propagation;
-            } else if option == "loop"
-                || option.starts_with("uidmap=")
-                || option.starts_with("gidmap=")
-            {
+            } else if let Some(map) = option.strip_prefix("uidmap=") {
+                uids = Some(map);
+            } else if let Some(map) = option.strip_prefix("gidmap=") {
+                gids = Some(map);
+            } else if option == "loop" {
                 parsed.unsupported.push(option.clone());
             } else if !option.is_empty() && !option.starts_with("X-") && !option.starts_with("x-") {
                 parsed.data.push(option.clone());
             }
         }
+        match (uids, gids) {
+            (None, None) => {}
+            (Some(uids), Some(gids)) => match IdMap::parse(uids, gids) {
+                Some(map) => parsed.id_map = Some(map),
+                None => parsed
+                    .unsupported
+                    .push(format!("uidmap={uids},gidmap={gids}")),
+            },
+            (Some(one), None) | (None, Some(one)) => {
+                parsed
+                    .unsupported
+                    .push(format!("{one} without the other of uidmap and gidmap"));
+            }
+        }
         parsed
     }
 
-    /// With `lowerdir` relative to a directory when the data is longer than `limit`, and that
-    /// directory. Nothing changes when it is no overlay or the layers share no directory.
+    /// Whether the data fits into `limit` bytes.
     #[must_use]
-    pub fn shortened(mut self, limit: usize) -> (Self, Option<PathBuf>) {
-        if self.data.join(",").len() <= limit {
-            return (self, None);
-        }
-        let Some(lower) = self
+    pub fn fits(&self, limit: usize) -> bool {
+        self.data.join(",").len() <= limit
+    }
+
+    /// Names the layers of an overlay relative to the directory that they have in common, and
+    /// returns that. Nothing changes when it is no overlay or the layers share no directory.
+    pub fn make_layers_relative(&mut self) -> Option<PathBuf> {
+        let lower = self
             .data
             .iter_mut()
-            .find(|option| option.starts_with("lowerdir="))
-        else {
-            return (self, None);
-        };
+            .find(|option| option.starts_with("lowerdir="))?;
         let layers: Vec<&str> = lower["lowerdir=".len()..].split(':').collect();
-        let Some(base) = common_directory(&layers) else {
-            return (self, None);
-        };
+        let base = common_directory(&layers)?;
         let relative: Vec<&str> = layers
             .iter()
             .map(|layer| layer[base.len()..].trim_start_matches('/'))
@@ -71,7 +89,7 @@ impl MountOptions {
             format!("lowerdir={}", relative.join(":")),
         );
         *lower = relative;
-        (self, Some(base))
+        Some(base)
     }
 }
 
@@ -155,27 +173,43 @@ mod tests {
     }
 
     #[test]
-    fn short_options_stay_as_they_are() {
-        let options = parse(&["lowerdir=/a/1:/a/2"]);
-        assert_eq!(options.clone().shortened(4095), (options, None));
-    }
-
-    #[test]
-    fn long_layers_become_relative_to_their_common_directory() {
-        let options = parse(&[
+    fn layers_become_relative_to_their_common_directory() {
+        let mut options = parse(&[
             "upperdir=/u",
             "lowerdir=/s/snap/12/fs:/s/snap/1/fs:/s/snap/1",
         ]);
-        let (short, base) = options.shortened(10);
+        assert!(options.fits(1000) && !options.fits(10));
+        let base = options.make_layers_relative();
         assert_eq!(base.as_deref(), Some(Path::new("/s/snap")));
-        assert_eq!(short.data, ["upperdir=/u", "lowerdir=12/fs:1/fs:1"]);
+        assert_eq!(options.data, ["upperdir=/u", "lowerdir=12/fs:1/fs:1"]);
     }
 
     #[test]
     fn layers_without_a_common_directory_stay() {
-        let options = parse(&["lowerdir=/a/1:/b/2"]);
-        assert_eq!(options.clone().shortened(3), (options, None));
-        let options = parse(&["lowerdir=/a/1"]);
-        assert_eq!(options.shortened(3).0.data, ["lowerdir=1"]);
+        for option in ["lowerdir=/a/1:/b/2", "lowerdir=/a", "size=1"] {
+            let mut options = parse(&[option]);
+            assert_eq!(options.make_layers_relative(), None, "{option}");
+            assert_eq!(options.data, [option]);
+        }
+        let mut options = parse(&["lowerdir=/a/1"]);
+        assert_eq!(
+            options.make_layers_relative().as_deref(),
+            Some(Path::new("/a"))
+        );
+        assert_eq!(options.data, ["lowerdir=1"]);
+    }
+
+    #[test]
+    fn a_shift_of_owners_needs_both_maps() {
+        let options = parse(&["uidmap=0:5:9", "gidmap=0:6:9", "lowerdir=/a"]);
+        assert_eq!(options.id_map, IdMap::parse("0:5:9", "0:6:9"));
+        assert_eq!(options.data, ["lowerdir=/a"]);
+        for wrong in [
+            &["uidmap=0:5:9"][..],
+            &["uidmap=x", "gidmap=0:1:1"],
+            &["loop"],
+        ] {
+            assert_eq!(parse(wrong).unsupported.len(), 1, "{wrong:?}");
+        }
     }
 }

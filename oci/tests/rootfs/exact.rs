@@ -384,6 +384,57 @@ fn an_unchanged_root_has_an_empty_diff() {
     assert_eq!((found.files, found.bytes, found.deleted.len()), (1, 0, 0));
 }
 
+/// What a fresh root shows may itself come through whiteouts, opaque and moved directories of
+/// the layers; a directory made anew over it must hide exactly that.
+#[test]
+fn deletions_are_those_of_what_the_layers_show() {
+    let Some(mut lab) = Lab::new("redirect_dir=on,index=off") else {
+        return;
+    };
+    for name in [
+        "near/from/a",
+        "near/from/sub/b",
+        "far/from/c",
+        "far/from/d/e",
+        "opaque/old",
+    ] {
+        put(&lab.bottom().join(name), name);
+    }
+    put(&lab.bottom().join("near/gone"), "x");
+    let layer = lab.root();
+    let at = |name: &str| layer.merged.join(name);
+    fs::rename(at("near/from"), at("near/to")).unwrap();
+    put(&at("near/to/sub/top"), "x");
+    fs::remove_file(at("near/to/a")).unwrap();
+    fs::create_dir(at("other")).unwrap();
+    fs::rename(at("far/from"), at("other/to")).unwrap();
+    fs::remove_dir_all(at("opaque")).unwrap();
+    put(&at("opaque/new"), "x");
+    fs::remove_file(at("near/gone")).unwrap();
+    lab.commit(layer);
+
+    let root = lab.root();
+    for dir in ["near", "other", "opaque"] {
+        fs::remove_dir_all(root.merged.join(dir)).unwrap();
+    }
+    for dir in ["near/to/sub", "other/to/d", "opaque"] {
+        fs::create_dir_all(root.merged.join(dir)).unwrap();
+    }
+    let (tar, mut found) = root.diff();
+    found.deleted.sort();
+    let expected = [
+        "/near/to/sub/b",
+        "/near/to/sub/top",
+        "/opaque/new",
+        "/other/to/c",
+        "/other/to/d/e",
+    ];
+    assert_eq!(found.deleted, expected);
+    let fresh = lab.root();
+    fresh.apply(&tar, &found);
+    assert_same(&snapshot(&root.merged), &snapshot(&fresh.merged));
+}
+
 /// With an index a change made under one name shows under the others, which the upper
 /// directory does not have; even when the first one is deleted again.
 #[test]

@@ -160,6 +160,11 @@ fn survives(options: &'static str, base_links: bool) {
         let expected = snapshot(&root.merged);
         let (tar, found) = root.diff();
         let fresh = lab.root();
+        let before = snapshot(&fresh.merged);
+        for path in &found.deleted {
+            let there = before.contains_key(Path::new(path).strip_prefix("/").unwrap());
+            prop_assert!(there, "{path} is listed as deleted and never was");
+        }
         fresh.apply(&tar, &found);
         let text = differences(&expected, &snapshot(&fresh.merged));
         if text.is_empty() {

@@ -80,11 +80,6 @@ boot() {
 	mount -t mqueue mqueue "$new/dev/mqueue"
 	ln -s pts/ptmx "$new/dev/ptmx"
 	ln -s /proc/self/fd "$new/dev/fd"
-	while read -r from to; do
-		touch "$new$to"
-		mount --bind "$from" "$new$to"
-		mount -o remount,ro,bind "$new$to"
-	done < <(cat "$dir/binds" 2>/dev/null)
 	cd "$new"
 	pivot_root . old
 	exec /bin/bash /lab/instance.sh --serve "$host_pid"

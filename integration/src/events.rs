@@ -1,11 +1,14 @@
 //! A recorder of containerd's events.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use kybernate_hooks::containerd::{event_service::SubscribeRequest, events, unpack};
 use prost_types::Any;
 use tokio::task::JoinHandle;
@@ -47,25 +50,35 @@ pub struct Recorder {
 impl Recorder {
     /// Subscribes; events that come later than this call returns are not missed.
     pub async fn subscribe(lab: &Lab) -> Result<Self> {
+        let topics = ["^/tasks/", "^/namespaces/"];
         let request = SubscribeRequest {
-            filters: vec!["topic~=\"^/tasks/\"".into()],
+            filters: topics.map(|topic| format!("topic~=\"{topic}\"")).into(),
         };
-        let mut stream = lab
-            .events()
-            .subscribe(request)
-            .await
-            .context("Events.Subscribe")?
-            .into_inner();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let into = seen.clone();
+        let heard = Arc::new(AtomicBool::new(false));
+        let (into, first) = (seen.clone(), heard.clone());
+        let mut client = lab.events();
         let reader = tokio::spawn(async move {
+            let Ok(stream) = client.subscribe(request).await else {
+                return;
+            };
+            let mut stream = stream.into_inner();
             while let Ok(Some(envelope)) = stream.message().await {
+                first.store(true, Ordering::Relaxed);
                 if let Some(event) = envelope.event.as_ref().and_then(decode) {
                     into.lock().unwrap_or_else(|e| e.into_inner()).push(event);
                 }
             }
         });
-        Ok(Self { seen, reader })
+        let recorder = Self { seen, reader };
+        // containerd says nothing on a subscription before its first event, so we make one.
+        let limit = Duration::from_secs(20);
+        eventually("subscription to events", limit, || async {
+            lab.exec(&["ctr", "namespaces", "label", "k8s.io", "subscribed=yes"])?;
+            Ok(heard.load(Ordering::Relaxed).then_some(()))
+        })
+        .await?;
+        Ok(recorder)
     }
 
     /// Events of one container so far, in the order in which containerd sent them.

@@ -204,10 +204,12 @@ impl Pod {
     pub fn shims(&self) -> Result<Vec<u32>> {
         let mut pids = Vec::new();
         for pid in self.lab.pids_of(self.handler.shim())? {
-            let line = std::fs::read(self.lab.path(format!("/proc/{pid}/cmdline")))?;
-            let environment =
-                std::fs::read(self.lab.path(format!("/proc/{pid}/environ"))).unwrap_or_default();
-            let text = [line, environment].concat();
+            // A process may end between being seen and being looked at.
+            let text: Vec<u8> = ["cmdline", "environ"]
+                .iter()
+                .flat_map(|file| std::fs::read(self.lab.path(format!("/proc/{pid}/{file}"))))
+                .flatten()
+                .collect();
             if String::from_utf8_lossy(&text).contains(&self.id) {
                 pids.push(pid);
             }

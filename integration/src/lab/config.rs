@@ -3,9 +3,6 @@
 use super::{Distro, Handler, LabOptions};
 use crate::image::catalog;
 
-/// Where the shim lies in a lab: in containerd's PATH, so both registrations find it.
-pub(super) const SHIM_PATH: &str = "/usr/local/bin/containerd-shim-kybernate-v1";
-
 /// containerd's config: version 2 for 1.7, version 3 for 2.x.
 pub(super) fn containerd(distro: Distro, options: &LabOptions, handlers: &[Handler]) -> String {
     let level = &options.log_level;
@@ -55,6 +52,7 @@ pub(super) fn containerd(distro: Distro, options: &LabOptions, handlers: &[Handl
         ));
         text.push_str(match handler {
             Handler::Runc => "runtime_type = 'io.containerd.runc.v2'\n",
+            // In containerd's PATH, where the runtime type is looked for.
             Handler::Kybernate => {
                 "runtime_type = 'io.containerd.runc.v2'\n\
                  runtime_path = '/usr/local/bin/containerd-shim-kybernate-v1'\n"

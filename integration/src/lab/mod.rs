@@ -368,22 +368,18 @@ fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool
     } else {
         &[Handler::Runc]
     };
-    let mut binds = String::new();
-    for (program, to) in [
-        (shim.clone(), config::SHIM_PATH),
-        (
-            options.binaries.join("kybernate"),
-            "/usr/local/bin/kybernate",
-        ),
-    ] {
+    let bin = dir.join("upper/usr/local/bin");
+    fs::create_dir_all(&bin)?;
+    for name in [kybernate_config::names::SHIM_BINARY, "kybernate"] {
+        let program = options.binaries.join(name);
         if program.is_file() {
-            binds.push_str(&format!("{} {to}\n", program.canonicalize()?.display()));
+            // A copy: a build may replace the file while the lab runs.
+            fs::copy(&program, bin.join(name))?;
         }
     }
     let etc = dir.join("upper/etc");
     fs::create_dir_all(etc.join("containerd"))?;
     fs::create_dir_all(etc.join("cni/net.d"))?;
-    fs::write(dir.join("binds"), binds)?;
     fs::write(
         etc.join("containerd/config.toml"),
         config::containerd(distro, options, handlers),

@@ -107,13 +107,17 @@ impl Handler for Plugin {
             class_pods,
             containers,
         } = mem::take(&mut *found);
-        for (pod, container) in containers
+        let of_class: Vec<_> = containers
             .iter()
             .filter(|(pod, _)| class_pods.contains(pod))
-        {
+            .collect();
+        if let Some((pod, container)) = of_class.first() {
             warn!(
+                count = of_class.len(),
                 pod,
-                container, "was created while this plugin was away and is not prepared"
+                container,
+                "containers were created while this plugin was away and are not prepared; the \
+                 first of them"
             );
         }
     }

@@ -61,14 +61,24 @@ pub enum Refusal {
         /// What is wrong with the value.
         reason: SourceError,
     },
-    /// Somebody else than the plugin has set the annotation that the shim obeys.
+    /// A restore source on the container itself that is none.
+    #[error("container annotation {RESTORE_FROM} {0}")]
+    OwnSource(SourceError),
+    /// A pod's author has set the annotation that the shim obeys.
     #[error(
-        "annotation {RESTORE_FROM} on the {on} is set by Kybernate's NRI plugin alone; annotate \
-         the pod with {RESTORE_PREFIX}{container} instead"
+        "pod annotation {RESTORE_FROM} is not for pods; annotate the pod with \
+         {RESTORE_PREFIX}{container} instead"
     )]
     Bypass {
-        /// `pod` or `container`.
-        on: &'static str,
+        /// Name of the container.
+        container: String,
+    },
+    /// Two restore sources for one container.
+    #[error(
+        "pod annotation {RESTORE_PREFIX}{container} and container annotation {RESTORE_FROM} name \
+         different archives; remove one"
+    )]
+    Two {
         /// Name of the container.
         container: String,
     },
@@ -130,34 +140,40 @@ impl Policy {
         if !self.is_class(pod) {
             return Ok(None);
         }
+        let name = || container.name.clone();
         // The runtime may pass a pod's annotations on to its containers. The shim would obey
         // this one, and nobody would have checked it.
-        for (on, annotations) in [
-            ("pod", &pod.annotations),
-            ("container", &container.annotations),
-        ] {
-            if annotations.contains_key(RESTORE_FROM) {
-                return Err(Refusal::Bypass {
-                    on,
-                    container: container.name.clone(),
-                });
-            }
+        if pod.annotations.contains_key(RESTORE_FROM) {
+            return Err(Refusal::Bypass { container: name() });
+        }
+        let asked = pod
+            .annotations
+            .get(&format!("{RESTORE_PREFIX}{}", container.name));
+        if let Some(source) = asked {
+            restore::parse(source, &self.restore_dirs).map_err(|reason| Refusal::Source {
+                container: name(),
+                reason,
+            })?;
+        }
+        // Pods can't set it here: it comes from a client of the CRI, such as `kybernate restore`.
+        let own = container.annotations.get(RESTORE_FROM);
+        if let Some(source) = own {
+            restore::parse(source, &self.restore_dirs).map_err(Refusal::OwnSource)?;
         }
         let mut adjustment = ContainerAdjustment::new();
         adjustment
             .annotations
             .insert(MANAGED.into(), VERSION.into());
-        if let Some(source) = pod
-            .annotations
-            .get(&format!("{RESTORE_PREFIX}{}", container.name))
-        {
-            restore::parse(source, &self.restore_dirs).map_err(|reason| Refusal::Source {
-                container: container.name.clone(),
-                reason,
-            })?;
-            adjustment
-                .annotations
-                .insert(RESTORE_FROM.into(), source.clone());
+        match (asked, own) {
+            (Some(asked), Some(own)) if asked != own => {
+                return Err(Refusal::Two { container: name() });
+            }
+            (Some(asked), None) => {
+                adjustment
+                    .annotations
+                    .insert(RESTORE_FROM.into(), asked.clone());
+            }
+            _ => {}
         }
         Ok(Some(adjustment))
     }
@@ -257,23 +273,38 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_sets_what_the_shim_obeys() {
+    fn a_pod_does_not_get_past_the_check_with_the_annotation_that_the_shim_obeys() {
         let bypass = [(RESTORE_FROM, SOURCE)];
-        let on_pod = policy().adjust(&pod("kybernate", &bypass), &container("app", &[]));
-        assert!(matches!(on_pod, Err(Refusal::Bypass { on: "pod", .. })));
-        let on_container = policy().adjust(&pod("kybernate", &[]), &container("app", &bypass));
-        let Err(
-            refusal @ Refusal::Bypass {
-                on: "container", ..
-            },
-        ) = on_container
-        else {
-            panic!("{on_container:?}");
+        for on_container in [&bypass[..], &[]] {
+            let refusal = policy()
+                .adjust(&pod("kybernate", &bypass), &container("app", on_container))
+                .unwrap_err();
+            assert!(
+                refusal.to_string().contains("restore.kybernate.io/app"),
+                "{refusal}"
+            );
+            assert!(matches!(refusal, Refusal::Bypass { .. }));
+        }
+    }
+
+    #[test]
+    fn a_source_that_the_container_brings_is_checked_like_any() {
+        let adjust = |on_pod: &[_], source| {
+            policy().adjust(
+                &pod("kybernate", on_pod),
+                &container("app", &[(RESTORE_FROM, source)]),
+            )
         };
-        assert!(
-            refusal.to_string().contains("restore.kybernate.io/app"),
-            "{refusal}"
-        );
+        let marked = annotations(&[(MANAGED, VERSION)]);
+        assert_eq!(adjust(&[], SOURCE).unwrap().unwrap().annotations, marked);
+        let same = [("restore.kybernate.io/app", SOURCE)];
+        assert_eq!(adjust(&same, SOURCE).unwrap().unwrap().annotations, marked);
+        assert!(matches!(
+            adjust(&[], "/etc/shadow"),
+            Err(Refusal::OwnSource(_))
+        ));
+        let other = "/var/lib/kybernate/b.tar.zst";
+        assert!(matches!(adjust(&same, other), Err(Refusal::Two { .. })));
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! The program: both ways to run it, its signals, its size and its speed.
+
+use std::{
+    fs,
+    os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::double::{Runtime, Session, container, pod};
+use command_fds::{CommandFdExt as _, FdMapping};
+use kybernate_nri::nri::api::{Container, PodSandbox};
+use tokio::net::UnixStream;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_kybernate-nri");
+
+/// A child that does not outlive the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        Self(
+            command
+                .env("KYBERNATE_CONFIG", "/nonexistent")
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args(["-s", name, &self.0.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    async fn end(&mut self) -> ExitStatus {
+        for _ in 0..200 {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("still running after 2 s");
+    }
+
+    /// Resident memory in KiB.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+#[tokio::test]
+async fn over_the_socket_until_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nri.sock");
+    let runtime = Runtime::listen(&socket);
+    for signal in ["TERM", "INT"] {
+        let mut program = Program::start(Command::new(PROGRAM).arg("--socket").arg(&socket));
+        let session = runtime.plugin().await;
+        session.take_in().await;
+        session
+            .create(&pod("kybernate", &[]), &container("a"))
+            .await
+            .unwrap();
+        program.signal(signal);
+        assert!(program.end().await.success(), "{signal}");
+    }
+}
+
+#[tokio::test]
+async fn launched_with_a_descriptor_and_nothing_else() {
+    let (ours, theirs) = StdStream::pair().unwrap();
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .envs([
+            ("NRI_PLUGIN_NAME", "kybernate"),
+            ("NRI_PLUGIN_IDX", "42"),
+            ("NRI_PLUGIN_SOCKET", "3"),
+        ])
+        .fd_mappings(vec![FdMapping {
+            parent_fd: OwnedFd::from(theirs),
+            child_fd: 3,
+        }])
+        .unwrap();
+    let mut program = Program::start(&mut command);
+    drop(command);
+    ours.set_nonblocking(true).unwrap();
+    let session = Session::register(UnixStream::from_std(ours).unwrap()).await;
+    assert_eq!(session.registered.plugin_idx, "42");
+    session
+        .configure("1.7.24", "handlers = ['gpu']")
+        .await
+        .unwrap();
+    session.synchronize(Vec::new(), Vec::new(), false).await;
+    assert!(
+        session
+            .create(&pod("gpu", &[]), &container("a"))
+            .await
+            .unwrap()
+            .adjust
+            .is_some()
+    );
+    // The runtime that has launched it leaves: so does the plugin, without an error.
+    drop(session);
+    assert!(program.end().await.success());
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used_end_it_with_their_reason() {
+    for (variable, value, named) in [
+        ("KYBERNATE_NRI_HANDLERS", "", "handlers"),
+        ("KYBERNATE_NRI_INDEX", "7", "index"),
+        ("KYBERNATE_NRI_RESTORE_DIRS", "relative", "restore_dirs"),
+        ("NRI_PLUGIN_SOCKET", "77", "77"),
+    ] {
+        let output = Command::new(PROGRAM)
+            .env("KYBERNATE_CONFIG", "/nonexistent")
+            .env(variable, value)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && message.contains(named),
+            "{variable}: {message}"
+        );
+    }
+}
+
+/// A container with an id of its own, as large as one with environment and mounts: 5 KB.
+fn grown(number: usize, pod: &PodSandbox) -> Container {
+    let mut grown = container(&format!("container-{number}"));
+    grown.id = format!("{number:064x}");
+    grown.pod_sandbox_id = pod.id.clone();
+    for i in 0..20 {
+        grown
+            .annotations
+            .insert(format!("annotation.example.com/{i}"), "v".repeat(200));
+    }
+    grown
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_small_and_fast_with_500_containers() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nri.sock");
+    let runtime = Runtime::listen(&socket);
+    let program = Program::start(Command::new(PROGRAM).arg("--socket").arg(&socket));
+    let session = runtime.plugin().await;
+    session.configure("2.1.9", "").await.unwrap();
+    let pods: Vec<_> = (0..100)
+        .map(|number| {
+            let mut pod = pod(if number % 2 == 0 { "kybernate" } else { "" }, &[]);
+            pod.id = format!("{number:064x}");
+            pod
+        })
+        .collect();
+    let containers = (0..500)
+        .map(|number| grown(number, &pods[number % 100]))
+        .collect();
+    session.synchronize(pods.clone(), containers, false).await;
+
+    let mut took = Vec::new();
+    for number in 0..2000 {
+        let (pod, container) = (&pods[1], grown(number, &pods[1]));
+        let started = Instant::now();
+        assert!(
+            session
+                .create(pod, &container)
+                .await
+                .unwrap()
+                .adjust
+                .is_none()
+        );
+        took.push(started.elapsed());
+    }
+    took.sort_unstable();
+    let (half, most) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    let resident = program.resident();
+    println!("foreign create: median {half:?}, 99th percentile {most:?}; {resident} KiB resident");
+    assert!(resident < 10 << 10, "{resident} KiB resident");
+    // The time includes both ends, both unoptimised. The bound of the optimised program is 1 ms.
+    let bound = if cfg!(debug_assertions) { 10 } else { 1 };
+    assert!(
+        most < Duration::from_millis(bound),
+        "99th percentile {most:?}"
+    );
+}

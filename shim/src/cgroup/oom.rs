@@ -122,7 +122,10 @@ impl Counter {
 
     fn publish(&self) {
         let container_id = self.id.clone();
-        self.events.send(&TaskOOM { container_id, ..TaskOOM::default() });
+        self.events.send(&TaskOOM {
+            container_id,
+            ..TaskOOM::default()
+        });
     }
 }
 

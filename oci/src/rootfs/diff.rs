@@ -59,7 +59,8 @@ pub enum DiffError {
 /// Writes what changed in `overlay`, mounted at `merged`, as a tar to `out`.
 ///
 /// The container must be frozen. Needs root, for overlayfs's marks and other users' files.
-/// The tar always holds the root directory itself.
+/// The tar always holds the root directory itself. Owners are numbers as the caller sees them
+/// at `merged`: with a user namespace, those of the host.
 ///
 /// # Errors
 /// [`DiffError`].

@@ -70,8 +70,9 @@ where
         .spawn(command)
         .map_err(|source| CheckpointError::Runc { id: id(), source })?;
     let runc_pid = child.pid();
+    let log = plan.leave_running.then(|| plan.work.join(LOG));
     let serving = tokio::task::spawn_blocking(move || {
-        let received = server.serve(runc_pid, &mut sink);
+        let received = server.serve(runc_pid, log, &mut sink);
         (received, sink)
     });
 

@@ -4,10 +4,17 @@
 //! One connection is accepted, from a process that this checkpoint's runc started. Cancelling
 //! closes it; CRIU then fails in its ordinary way, which removes its parasite from every
 //! process and leaves them running. Killing CRIU would not.
+//!
+//! CRIU corks the socket, so its last command, a few bytes, would arrive only when the kernel's
+//! timer of 200 ms has passed, with every process still frozen. CRIU's log says when that
+//! command was sent ([`Farewell`]): the answer goes out then, CRIU closes the socket, and that
+//! flushes the command. Nothing is taken on trust: the dump counts only if the command arrives.
 
 use std::{
+    fs::File,
     io::{self, IoSliceMut, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,7 +28,13 @@ use crate::criu::pagemap::Pagemap;
 /// How long CRIU may take from its start to its connection. It freezes and collects the
 /// process tree after connecting, so this covers process start alone.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-const ACCEPT_POLL: Duration = Duration::from_millis(5);
+const ACCEPT_POLL: Duration = Duration::from_millis(1);
+/// How long to wait for bytes before looking whether CRIU has said its last.
+const IDLE: Duration = Duration::from_millis(2);
+/// What CRIU logs before its last command (criu/page-xfer.c, disconnect_from_page_server).
+const FAREWELL: &[u8] = b"Disconnect from the page server";
+/// The answer to the last command: all is well.
+const ALL_RECEIVED: [u8; 4] = 0_i32.to_le_bytes();
 
 /// Where the content of `pages-N.img` goes.
 pub trait Pages {
@@ -147,16 +160,23 @@ impl PageServer {
     }
 
     /// Receives one dump from a descendant of the process `ancestor`. Blocks; call it on a
-    /// thread of its own.
+    /// thread of its own. `log` is where CRIU writes its log, for an early farewell; a dump that
+    /// ends its processes must go without, so that CRIU kills nothing before all is received.
     pub fn serve(
         self,
         ancestor: u32,
+        log: Option<PathBuf>,
         images: &mut dyn PageImages,
     ) -> Result<Received, PageServerError> {
         let stream = self.accept(ancestor)?;
         drop(self.listener);
         let line = self.line;
-        let result = Session::new(stream, images).and_then(Session::run);
+        let peer = Peer {
+            stream,
+            farewell: log.map(Farewell::new),
+            answered: false,
+        };
+        let result = Session::new(peer, images).and_then(Session::run);
         match result {
             Err(_) if line.is_cancelled() => Err(PageServerError::Cancelled),
             other => other,
@@ -192,9 +212,85 @@ impl PageServer {
     }
 }
 
+/// The socket, with an eye on CRIU's log while nothing arrives.
+struct Peer {
+    stream: TcpStream,
+    farewell: Option<Farewell>,
+    answered: bool,
+}
+
+impl Peer {
+    fn read(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<usize, PageServerError> {
+        loop {
+            match self.stream.read_vectored(parts) {
+                Ok(0) => return Err(PageServerError::Incomplete),
+                Ok(n) => return Ok(n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.answered && self.farewell.as_mut().is_some_and(Farewell::is_said) {
+                        self.answer(&ALL_RECEIVED)?;
+                        self.answered = true;
+                    }
+                }
+                Err(e) => return Err(PageServerError::Socket(e)),
+            }
+        }
+    }
+
+    fn read_exact(&mut self, mut bytes: &mut [u8]) -> Result<(), PageServerError> {
+        while !bytes.is_empty() {
+            let n = self.read(&mut [IoSliceMut::new(bytes)])?;
+            bytes = &mut bytes[n..];
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<(), PageServerError> {
+        self.stream
+            .write_all(bytes)
+            .map_err(PageServerError::Socket)
+    }
+}
+
+/// Looks for [`FAREWELL`] in CRIU's log as it grows.
+struct Farewell {
+    path: PathBuf,
+    file: Option<File>,
+    /// The end of what was read so far, where the text may have begun.
+    tail: Vec<u8>,
+}
+
+impl Farewell {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            file: None,
+            tail: Vec::new(),
+        }
+    }
+
+    fn is_said(&mut self) -> bool {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else {
+            return false;
+        };
+        // A log that can't be read costs the early answer, nothing else.
+        let _ = file.read_to_end(&mut self.tail);
+        let said = self
+            .tail
+            .windows(FAREWELL.len())
+            .any(|window| window == FAREWELL);
+        let keep = self.tail.len().min(FAREWELL.len());
+        self.tail.drain(..self.tail.len() - keep);
+        said
+    }
+}
+
 /// One connection: the state between two commands.
 struct Session<'a> {
-    stream: TcpStream,
+    peer: Peer,
     images: &'a mut dyn PageImages,
     layout: Layout,
     /// The command that comes next, read ahead with the data before it.
@@ -203,17 +299,19 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(mut stream: TcpStream, images: &'a mut dyn PageImages) -> Result<Self, PageServerError> {
+    fn new(mut peer: Peer, images: &'a mut dyn PageImages) -> Result<Self, PageServerError> {
+        let stream = &peer.stream;
         stream.set_nodelay(true).map_err(PageServerError::Socket)?;
+        stream
+            .set_read_timeout(Some(IDLE))
+            .map_err(PageServerError::Socket)?;
         let mut header = [0; MAX_HEADER];
         let probe = &mut header[..Layout::PROBE];
-        stream.read_exact(probe).map_err(cut_short)?;
+        peer.read_exact(probe)?;
         let layout = Layout::probe((&*probe).try_into().expect("PROBE bytes"))?;
-        stream
-            .read_exact(&mut header[Layout::PROBE..layout.header_len()])
-            .map_err(cut_short)?;
+        peer.read_exact(&mut header[Layout::PROBE..layout.header_len()])?;
         Ok(Self {
-            stream,
+            peer,
             images,
             layout,
             header,
@@ -229,18 +327,20 @@ impl<'a> Session<'a> {
                     wants_answer,
                 } => {
                     if wants_answer {
-                        self.answer(&[0])?;
+                        self.peer.answer(&[0])?;
                     }
                     self.read_header()?;
                     self.receive_image(image)?;
                 }
                 Command::Parent => {
-                    self.answer(&0_i32.to_le_bytes())?;
+                    self.peer.answer(&0_i32.to_le_bytes())?;
                     self.read_header()?;
                 }
                 Command::Add { image, .. } => self.receive_image(image)?,
                 Command::Close => {
-                    self.answer(&0_i32.to_le_bytes())?;
+                    if !self.peer.answered {
+                        self.peer.answer(&ALL_RECEIVED)?;
+                    }
                     return Ok(self.received);
                 }
             }
@@ -272,7 +372,7 @@ impl<'a> Session<'a> {
             pagemap.push(vaddr, count, flags);
             let bytes = if present { count * PAGE_SIZE } else { 0 };
             let header = &mut self.header[..self.layout.header_len()];
-            receive(&mut self.stream, &mut *pages, bytes, header)?;
+            receive(&mut self.peer, &mut *pages, bytes, header)?;
             self.received.bytes += bytes;
         }
         pages.finish().map_err(PageServerError::Store)?;
@@ -290,20 +390,14 @@ impl<'a> Session<'a> {
 
     fn read_header(&mut self) -> Result<(), PageServerError> {
         let header = &mut self.header[..self.layout.header_len()];
-        self.stream.read_exact(header).map_err(cut_short)
-    }
-
-    fn answer(&mut self, bytes: &[u8]) -> Result<(), PageServerError> {
-        self.stream
-            .write_all(bytes)
-            .map_err(PageServerError::Socket)
+        self.peer.read_exact(header)
     }
 }
 
 /// Reads `left` bytes of page data and the header behind them, with one system call where the
 /// data fits the frame: memory in small runs would otherwise cost two calls per page.
 fn receive(
-    stream: &mut TcpStream,
+    peer: &mut Peer,
     pages: &mut dyn Pages,
     mut left: u64,
     header: &mut [u8],
@@ -312,39 +406,18 @@ fn receive(
     while left > 0 {
         let space = pages.space().map_err(PageServerError::Store)?;
         let fits = usize::try_from(left).map_or(space.len(), |left| left.min(space.len()));
-        let last = fits as u64 == left;
-        let n = if last {
-            let mut parts = [IoSliceMut::new(&mut space[..fits]), IoSliceMut::new(header)];
-            read_some(|| stream.read_vectored(&mut parts))?
+        let (data, rest) = (&mut space[..fits], &mut *header);
+        let n = if fits as u64 == left {
+            peer.read(&mut [IoSliceMut::new(data), IoSliceMut::new(rest)])?
         } else {
-            read_some(|| stream.read(&mut space[..fits]))?
+            peer.read(&mut [IoSliceMut::new(data)])?
         };
-        let data = n.min(fits);
-        pages.filled(data);
-        left -= data as u64;
-        in_header = n - data;
+        let taken = n.min(fits);
+        pages.filled(taken);
+        left -= taken as u64;
+        in_header = n - taken;
     }
-    stream
-        .read_exact(&mut header[in_header..])
-        .map_err(cut_short)
-}
-
-fn read_some(mut read: impl FnMut() -> io::Result<usize>) -> Result<usize, PageServerError> {
-    loop {
-        match read() {
-            Ok(0) => return Err(PageServerError::Incomplete),
-            Ok(n) => return Ok(n),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(PageServerError::Socket(e)),
-        }
-    }
-}
-
-fn cut_short(e: io::Error) -> PageServerError {
-    match e.kind() {
-        io::ErrorKind::UnexpectedEof => PageServerError::Incomplete,
-        _ => PageServerError::Socket(e),
-    }
+    peer.read_exact(&mut header[in_header..])
 }
 
 #[cfg(test)]
@@ -399,7 +472,7 @@ mod tests {
         let address = server.address();
         let client = std::thread::spawn(move || send(TcpStream::connect(address).unwrap()));
         let mut images = Memory::default();
-        let result = server.serve(std::process::id(), &mut images);
+        let result = server.serve(std::process::id(), None, &mut images);
         client.join().unwrap();
         (result.map_err(|e| e.to_string()), images)
     }
@@ -468,12 +541,57 @@ mod tests {
             line.cancel();
             s.read(&mut [0]).unwrap_or(0)
         });
-        let result = server.serve(std::process::id(), &mut Memory::default());
+        let result = server.serve(std::process::id(), None, &mut Memory::default());
         assert!(
             matches!(result, Err(PageServerError::Cancelled)),
             "{result:?}"
         );
         assert_eq!(client.join().unwrap(), 0);
+    }
+
+    #[test]
+    fn the_answer_to_a_corked_farewell_goes_out_when_the_log_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        let server = PageServer::bind().unwrap();
+        let (address, written) = (server.address(), log.clone());
+        let client = std::thread::spawn(move || {
+            let mut s = TcpStream::connect(address).unwrap();
+            s.write_all(&header(true, 4, 0, 0, 257)).unwrap();
+            s.read_exact(&mut [0]).unwrap();
+            std::fs::write(&written, "(00.1) Disconnect from the ").unwrap();
+            std::thread::sleep(IDLE * 5);
+            let mut log = File::options().append(true).open(&written).unwrap();
+            log.write_all(b"page server\n").unwrap();
+            // The command is held back until the answer is here, as cork does.
+            s.read_exact(&mut [0; 4]).unwrap();
+            s.write_all(&header(true, 0x1023, 0, 0, 0)).unwrap();
+            s.shutdown(Shutdown::Write).unwrap();
+            s.read(&mut [0; 8]).unwrap()
+        });
+        let result = server.serve(std::process::id(), Some(log), &mut Memory::default());
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(client.join().unwrap(), 0, "one answer, not two");
+    }
+
+    #[test]
+    fn an_early_answer_does_not_make_a_dump_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("dump.log");
+        std::fs::write(&log, "Disconnect from the page server").unwrap();
+        let server = PageServer::bind().unwrap();
+        let address = server.address();
+        let client = std::thread::spawn(move || {
+            let mut s = TcpStream::connect(address).unwrap();
+            s.write_all(&header(true, 4, 0, 0, 257)).unwrap();
+            s.read_exact(&mut [0; 5]).unwrap();
+        });
+        let result = server.serve(std::process::id(), Some(log), &mut Memory::default());
+        assert!(
+            matches!(result, Err(PageServerError::Incomplete)),
+            "{result:?}"
+        );
+        client.join().unwrap();
     }
 
     #[test]
@@ -488,7 +606,7 @@ mod tests {
         });
         // Nothing descends from this test's own child-less thread group but itself: name a
         // pid that is not an ancestor of the client.
-        let result = server.serve(u32::MAX, &mut Memory::default());
+        let result = server.serve(u32::MAX, None, &mut Memory::default());
         assert!(
             matches!(result, Err(PageServerError::Cancelled)),
             "{result:?}"

@@ -1,15 +1,16 @@
 //! Measures how fast archives are written and read.
 //!
 //! `throughput DATA DIRECTORY [LEVEL…]` writes DATA as one entry to an archive in DIRECTORY at
-//! each level and verifies it.
+//! each level, verifies it, and extracts it to DIRECTORY.
 
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use kybernate_oci::archive::{Level, WriteOptions, Writer};
+use kybernate_oci::archive::{Archive, Level, WriteOptions, Writer};
 use kybernate_oci::manifest::Manifest;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if levels.is_empty() {
         levels = ["fast", "default", "high"].map(str::to_owned).to_vec();
     }
-    println!("level    ratio  write s    MB/s  cpu s");
+    println!("level     ratio   write MB/s  cpu s  verify MB/s  cpu s  extract MB/s  cpu s");
     for level in levels {
         let path = Path::new(&directory).join("throughput.kybernate");
         measure(Path::new(&data), &path, level.parse()?)?;
@@ -51,15 +52,39 @@ fn measure(data: &Path, path: &Path, level: Level) -> Result<(), Box<dyn Error>>
     }
     stream.finish()?;
     let summary = writer.finish(Manifest::default())?;
-    let seconds = start.elapsed().as_secs_f64();
     let content = summary.content_bytes as f64;
-    println!(
-        "{:8} {:.3}  {seconds:7.3} {:7.0} {:6.2}",
+    print!(
+        "{:8} {:6.3}",
         level.to_string(),
-        summary.archive_bytes as f64 / content,
-        content / seconds / 1e6,
-        cpu_seconds()? - cpu,
+        summary.archive_bytes as f64 / content
     );
+    report(content, start, cpu)?;
+
+    let (start, cpu) = (Instant::now(), cpu_seconds()?);
+    let archive = Archive::open(path)?;
+    archive.verify(&mut |_| {})?;
+    report(content, start, cpu)?;
+
+    let (start, cpu) = (Instant::now(), cpu_seconds()?);
+    let target = path.with_extension("pages");
+    let name = target.file_name().map(PathBuf::from);
+    let directory = path.parent().unwrap_or(Path::new("."));
+    archive.extract(
+        &|entry| name.clone().filter(|_| !entry.name.ends_with('/')),
+        directory,
+        0,
+        &AtomicBool::new(false),
+    )?;
+    report(content, start, cpu)?;
+    fs::remove_file(target)?;
+    println!();
+    Ok(())
+}
+
+/// Prints rate and processor time since `start` and `cpu`.
+fn report(content: f64, start: Instant, cpu: f64) -> Result<(), Box<dyn Error>> {
+    let rate = content / start.elapsed().as_secs_f64() / 1e6;
+    print!("{rate:13.0} {:6.2}", cpu_seconds()? - cpu);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ const SAMPLE: usize = 4 << 10;
 const WORTHLESS: f64 = 0.97;
 /// At level `fast` only what shrinks to this share is worth the processor's time.
 const WORTH_FAST: f64 = 0.4;
-/// How much larger the word encoder's result may be: it is that much faster.
+/// How much larger the word encoder's result may be at the default level: it is faster.
 const WORDS_MARGIN: f64 = 1.05;
 
 /// The form that a frame took.
@@ -48,7 +48,7 @@ impl Encoder {
         let (main, probe) = match level {
             Level::Fast => (-3, -3),
             Level::Default => (1, 1),
-            Level::High => (9, 1),
+            Level::High => (9, 9),
             Level::Zstd(level) => (level, 1),
         };
         Ok(Self {
@@ -107,12 +107,16 @@ impl Encoder {
             .map_err(refused)? as f64;
         Ok(match self.level {
             Level::Fast if zstd > size * WORTH_FAST => Choice::Store,
-            Level::Default => {
+            Level::Default | Level::High => {
                 let words = self.words.encode(&self.sample, &mut self.scratch);
                 let words = words.map_or(size, |words| words as f64);
+                let margin = match self.level {
+                    Level::Default => WORDS_MARGIN,
+                    _ => 1.0,
+                };
                 if words.min(zstd) > size * WORTHLESS {
                     Choice::Store
-                } else if words <= zstd * WORDS_MARGIN {
+                } else if words <= zstd * margin {
                     Choice::Words
                 } else {
                     Choice::Zstd

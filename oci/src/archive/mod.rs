@@ -31,13 +31,16 @@ mod header;
 mod layout;
 mod level;
 mod name;
+mod options;
 mod pass;
 mod pipeline;
 mod pool;
+mod priority;
 mod reader;
 mod seek;
 mod sink;
-mod threads;
+mod stages;
+mod stream;
 mod words;
 mod writer;
 
@@ -45,8 +48,10 @@ pub use control::Control;
 pub use entry::EntryReader;
 pub use error::{EntryFault, NameFault, ReadError, WriteError};
 pub use level::{Level, LevelError};
+pub use options::WriteOptions;
 pub use reader::Archive;
-pub use writer::{EntryStream, Summary, WriteOptions, Writer};
+pub use stream::EntryStream;
+pub use writer::{Summary, Writer};
 
 /// Size of a tar block in bytes.
 const BLOCK: usize = 512;

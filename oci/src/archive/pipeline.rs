@@ -19,7 +19,7 @@ use memmap2::MmapMut;
 use super::error::WriteError;
 use super::frame::Piece;
 use super::pool::Pool;
-use super::threads::Crew;
+use super::priority::Crew;
 
 /// What the hashing thread does with a frame, in order.
 #[derive(Debug)]

@@ -2,47 +2,21 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use memmap2::MmapMut;
 use sha2::{Digest as _, Sha256};
 
 use super::control::Control;
-use super::encode::{Encoded, Encoder};
 use super::error::{NameFault, WriteError};
-use super::level::Level;
-use super::pipeline::{Alarm, Mark, Output, Pipeline};
-use super::sink::{STAGING, Sink};
-use super::{BLOCK, FIRST, FRAME_MAX, FRAME_MIN, MANIFEST_MAX, frame, header, name, padding, seek};
+use super::options::WriteOptions;
+use super::pipeline::{Mark, Output, Pipeline};
+use super::sink::Sink;
+use super::stages::Stages;
+use super::stream::EntryStream;
+use super::{BLOCK, FIRST, MANIFEST_MAX, frame, header, name, padding, seek};
 use crate::manifest::{Entry, FILE, FORMAT, Manifest};
-
-/// How to write an archive.
-#[derive(Debug, Clone)]
-pub struct WriteOptions {
-    /// How hard to compress.
-    pub level: Level,
-    /// Bound on all memory of the writer in bytes: frames that wait to be compressed and frames
-    /// that wait to be written.
-    pub buffer: u64,
-    /// Compressing threads; 0 for one per processor.
-    pub workers: usize,
-    /// Bytes of tar per frame, 64 KiB to 64 MiB.
-    pub frame_size: usize,
-}
-
-impl Default for WriteOptions {
-    /// The default level, 256 MiB of memory, a thread per processor, frames of 4 MiB.
-    fn default() -> Self {
-        Self {
-            level: Level::Default,
-            buffer: 256 << 20,
-            workers: 0,
-            frame_size: 4 << 20,
-        }
-    }
-}
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,13 +37,6 @@ struct Fill {
     marks: Vec<Mark>,
 }
 
-#[derive(Debug)]
-struct Threads {
-    others: Vec<(&'static str, JoinHandle<()>)>,
-    hashing: JoinHandle<Vec<String>>,
-    writing: JoinHandle<Option<Sink>>,
-}
-
 /// Writes an archive.
 ///
 /// The caller's thread only fills frames; hashing, compressing and writing happen on threads of
@@ -78,7 +45,7 @@ struct Threads {
 #[derive(Debug)]
 pub struct Writer {
     pipeline: Arc<Pipeline>,
-    threads: Option<Threads>,
+    stages: Option<Stages>,
     frame_size: usize,
     fill: Option<Fill>,
     /// Number of the next frame.
@@ -100,23 +67,13 @@ impl Writer {
     /// Options that contradict each other, no memory, no threads.
     pub fn new(file: File, options: WriteOptions) -> Result<Self, WriteError> {
         let frame_size = options.frame_size;
-        if !(FRAME_MIN..=FRAME_MAX).contains(&frame_size) {
-            return Err(WriteError::FrameSize { frame_size });
-        }
-        let workers = match options.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            workers => workers,
-        };
-        let (frames, outputs) = shares(&options, workers)?;
+        let (workers, frames, outputs) = options.shares()?;
         let pipeline = Arc::new(Pipeline::new(frame_size, frames, outputs));
         let sink = Sink::new(file, Arc::clone(&pipeline))?;
-        let threads = start(&pipeline, sink, options.level, workers).inspect_err(|error| {
-            // Those that did start end themselves.
-            pipeline.fail(error.clone());
-        })?;
+        let stages = Stages::start(&pipeline, sink, options.level, workers)?;
         Ok(Self {
             pipeline,
-            threads: Some(threads),
+            stages: Some(stages),
             frame_size,
             fill: None,
             number: 0,
@@ -164,17 +121,13 @@ impl Writer {
         self.enter_file(name)?;
         self.append(&header::encode(name, size))?;
         self.unfinished = Some(name.to_owned());
-        let mut stream = EntryStream {
-            writer: self,
-            size: 0,
-            header: None,
-        };
+        let mut stream = EntryStream::new(self, None);
         let source = |source| WriteError::Source {
             name: name.to_owned(),
             source: Arc::new(source),
         };
         let found = loop {
-            let left = size - stream.size;
+            let left = size - stream.size();
             if left == 0 {
                 break size + (read(reader, &mut [0]).map_err(source)?) as u64;
             }
@@ -182,7 +135,7 @@ impl Writer {
             let space_size =
                 usize::try_from(left).map_or(space.len(), |left| left.min(space.len()));
             match read(reader, &mut space[..space_size]).map_err(source)? {
-                0 => break stream.size,
+                0 => break stream.size(),
                 count => stream.filled(count),
             }
         };
@@ -215,11 +168,7 @@ impl Writer {
             },
         );
         self.unfinished = Some(name.to_owned());
-        Ok(EntryStream {
-            writer: self,
-            size: 0,
-            header: Some(number),
-        })
+        Ok(EntryStream::new(self, Some(number)))
     }
 
     /// Ends the archive with `manifest`, whose format, entries and digest this fills in, and makes the
@@ -232,10 +181,10 @@ impl Writer {
         self.lead()?;
         self.flush()?;
         self.pipeline.close(self.number);
-        let Some(threads) = self.threads.take() else {
+        let Some(stages) = self.stages.take() else {
             return Err(WriteError::Cancelled);
         };
-        let joined = join(threads);
+        let joined = stages.join();
         self.pipeline.check()?;
         let (digests, sink) = joined?;
         let Some(mut sink) = sink else {
@@ -274,6 +223,31 @@ impl Writer {
             content_bytes,
             manifest_sha256: super::hex(&Sha256::digest(&json)),
         })
+    }
+
+    /// Ends the entry whose content was put; `header` is the frame of its header, where that has
+    /// to be patched.
+    pub(super) fn end_entry(&mut self, size: u64, header: Option<u64>) -> Result<(), WriteError> {
+        self.fill()?.marks.push(Mark::End);
+        self.append(&[0; BLOCK][..padding(size)])?;
+        self.pipeline.check()?;
+        if let Some(entry) = self.entries.last_mut() {
+            entry.size = size;
+            if let Some(number) = header {
+                let header = header::encode(&entry.name, size);
+                self.patches.push((number, frame::stored(&header)));
+            }
+        }
+        self.unfinished = None;
+        Ok(())
+    }
+
+    /// The free rest of the current frame.
+    pub(super) fn space(&mut self) -> Result<&mut [u8], WriteError> {
+        self.pipeline.check()?;
+        let fill = self.fill()?;
+        let start = fill.size;
+        Ok(&mut fill.buffer[start..])
     }
 
     fn usable(&self) -> Result<(), WriteError> {
@@ -346,7 +320,7 @@ impl Writer {
     }
 
     /// Counts `size` bytes that were put at the end of the current frame.
-    fn grew(&mut self, size: usize, content: bool) {
+    pub(super) fn grew(&mut self, size: usize, content: bool) {
         let frame_size = self.frame_size;
         let Some(fill) = &mut self.fill else {
             assert_eq!(size, 0, "bytes were announced that no space was given for");
@@ -398,98 +372,13 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
+        if let Some(stages) = self.stages.take() {
             self.pipeline.fail(WriteError::Cancelled);
-            let _ = join(threads);
+            let _ = stages.join();
         }
         self.fill = None;
         self.pipeline.clear();
     }
-}
-
-/// An entry whose size is known at its end.
-#[derive(Debug)]
-pub struct EntryStream<'a> {
-    writer: &'a mut Writer,
-    size: u64,
-    /// Number of the frame that holds the header, where that has to be patched.
-    header: Option<u64>,
-}
-
-impl EntryStream<'_> {
-    /// The free rest of the current frame, never empty; waits while the writer's memory is used
-    /// up.
-    ///
-    /// # Errors
-    /// Whatever stopped the writer.
-    pub fn space(&mut self) -> Result<&mut [u8], WriteError> {
-        let fill = self.writer.fill()?;
-        let start = fill.size;
-        Ok(&mut fill.buffer[start..])
-    }
-
-    /// Says that the first `count` bytes of [`EntryStream::space`] are content now.
-    ///
-    /// # Panics
-    /// When that is more than the space.
-    pub fn filled(&mut self, count: usize) {
-        self.writer.grew(count, true);
-        self.size += count as u64;
-    }
-
-    /// Ends the entry and returns its size in bytes.
-    ///
-    /// # Errors
-    /// Whatever stopped the writer.
-    pub fn finish(self) -> Result<u64, WriteError> {
-        let writer = self.writer;
-        writer.fill()?.marks.push(Mark::End);
-        writer.append(&[0; BLOCK][..padding(self.size)])?;
-        writer.pipeline.check()?;
-        if let Some(entry) = writer.entries.last_mut() {
-            entry.size = self.size;
-            if let Some(number) = self.header {
-                let header = header::encode(&entry.name, self.size);
-                writer.patches.push((number, frame::stored(&header)));
-            }
-        }
-        writer.unfinished = None;
-        Ok(self.size)
-    }
-}
-
-impl Write for EntryStream<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let space = self.space()?;
-        let size = space.len().min(bytes.len());
-        space[..size].copy_from_slice(&bytes[..size]);
-        self.filled(size);
-        Ok(size)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// How many frames and how many outputs the buffer has room for.
-fn shares(options: &WriteOptions, workers: usize) -> Result<(usize, usize), WriteError> {
-    // One in the hands of every worker, and two on their way to the file.
-    let outputs = workers + 2;
-    let least = workers + 2;
-    let fixed = STAGING as u64 + (workers * Encoder::memory(options.level)) as u64;
-    let frame = options.frame_size as u64;
-    let needed = fixed + (outputs + least) as u64 * frame;
-    if options.buffer < needed {
-        return Err(WriteError::Buffer {
-            frame_size: options.frame_size,
-            workers,
-            needed,
-            buffer: options.buffer,
-        });
-    }
-    let frames = (options.buffer - fixed) / frame - outputs as u64;
-    Ok((usize::try_from(frames).unwrap_or(usize::MAX), outputs))
 }
 
 fn json(manifest: &Manifest) -> Result<Vec<u8>, WriteError> {
@@ -513,121 +402,4 @@ fn read(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
             result => return result,
         }
     }
-}
-
-fn start(
-    pipeline: &Arc<Pipeline>,
-    sink: Sink,
-    level: Level,
-    workers: usize,
-) -> Result<Threads, WriteError> {
-    let mut others = Vec::with_capacity(workers);
-    for _ in 0..workers {
-        let encoder = Encoder::new(level)?;
-        others.push((
-            "compressing",
-            spawn("archive-compress", pipeline, |pipeline| {
-                compress(pipeline, encoder)
-            })?,
-        ));
-    }
-    Ok(Threads {
-        others,
-        hashing: spawn("archive-hash", pipeline, hash)?,
-        writing: spawn("archive-write", pipeline, |pipeline| write(pipeline, sink))?,
-    })
-}
-
-fn spawn<T: Send + 'static>(
-    name: &'static str,
-    pipeline: &Arc<Pipeline>,
-    body: impl FnOnce(&Pipeline) -> T + Send + 'static,
-) -> Result<JoinHandle<T>, WriteError> {
-    let pipeline = Arc::clone(pipeline);
-    // The kernel keeps 15 bytes of a thread's name.
-    std::thread::Builder::new()
-        .name(name[..name.len().min(15)].to_owned())
-        .stack_size(256 << 10)
-        .spawn(move || {
-            let _alarm = Alarm {
-                pipeline: &pipeline,
-                thread: name,
-            };
-            let _member = pipeline.crew.join();
-            body(&pipeline)
-        })
-        .map_err(|source| WriteError::Thread {
-            source: Arc::new(source),
-        })
-}
-
-fn join(threads: Threads) -> Result<(Vec<String>, Option<Sink>), WriteError> {
-    let mut panicked = None;
-    for (thread, handle) in threads.others {
-        if handle.join().is_err() {
-            panicked = Some(thread);
-        }
-    }
-    let digests = threads.hashing.join();
-    let sink = threads.writing.join();
-    match (panicked, digests, sink) {
-        (None, Ok(digests), Ok(sink)) => Ok((digests, sink)),
-        (Some(thread), ..) => Err(WriteError::Panic { thread }),
-        (_, Err(_), _) => Err(WriteError::Panic { thread: "hashing" }),
-        (_, _, Err(_)) => Err(WriteError::Panic { thread: "writing" }),
-    }
-}
-
-fn compress(pipeline: &Pipeline, mut encoder: Encoder) {
-    let mut output = None;
-    while let Some(frame) = pipeline.job(&mut output) {
-        let content = frame.content();
-        let encoded = match output.as_deref_mut() {
-            Some(buffer) => encoder.encode(content, buffer),
-            None => return,
-        };
-        let number = frame.number;
-        let result = match encoded {
-            Ok(Encoded::Compressed(size)) => output.take().map(|buffer| Output::Compressed {
-                buffer,
-                size,
-                content: content.len(),
-            }),
-            Ok(Encoded::Stored(pieces)) => Some(Output::Stored {
-                checksum: frame::checksum(content),
-                pieces,
-                frame: Arc::clone(&frame),
-            }),
-            Err(error) => return pipeline.fail(error),
-        };
-        if let Some(result) = result {
-            pipeline.deliver(number, result);
-        }
-    }
-}
-
-fn hash(pipeline: &Pipeline) -> Vec<String> {
-    let mut digests = Vec::new();
-    let mut digest = Sha256::new();
-    while let Some(frame) = pipeline.hashing() {
-        for mark in &frame.marks {
-            match mark {
-                Mark::Content(range) => digest.update(&frame.content()[range.clone()]),
-                Mark::End => digests.push(super::hex(&digest.finalize_reset())),
-            }
-        }
-    }
-    digests
-}
-
-fn write(pipeline: &Pipeline, mut sink: Sink) -> Option<Sink> {
-    let mut number = 0;
-    while let Some(output) = pipeline.output(number) {
-        if let Err(error) = sink.frame(output) {
-            pipeline.fail(error);
-            return None;
-        }
-        number += 1;
-    }
-    Some(sink)
 }

@@ -1,6 +1,8 @@
 //! Archives for the tests.
 #![allow(dead_code, reason = "no test file needs all of this")]
 
+pub mod parts;
+
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;

@@ -30,7 +30,7 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// Adds the extra bits after at most 26 others, and flushes.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_extra(&self, bits: &mut Bits<'_>) {
         let count = u32::from(self.extra_bits);
         if count <= 30 {

@@ -1,0 +1,143 @@
+//! The writer's threads: compressing, hashing, writing.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use sha2::{Digest as _, Sha256};
+
+use super::encode::{Encoded, Encoder};
+use super::error::WriteError;
+use super::frame;
+use super::level::Level;
+use super::pipeline::{Alarm, Mark, Output, Pipeline};
+use super::sink::Sink;
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Stages {
+    compressing: Vec<JoinHandle<()>>,
+    hashing: JoinHandle<Vec<String>>,
+    writing: JoinHandle<Option<Sink>>,
+}
+
+impl Stages {
+    /// Starts them; when not all do, those that did end themselves.
+    pub(super) fn start(
+        pipeline: &Arc<Pipeline>,
+        sink: Sink,
+        level: Level,
+        workers: usize,
+    ) -> Result<Self, WriteError> {
+        let start = || {
+            let mut compressing = Vec::with_capacity(workers);
+            for _ in 0..workers {
+                let encoder = Encoder::new(level)?;
+                compressing.push(spawn("compressing", pipeline, |pipeline| {
+                    compress(pipeline, encoder);
+                })?);
+            }
+            Ok(Self {
+                compressing,
+                hashing: spawn("hashing", pipeline, hash)?,
+                writing: spawn("writing", pipeline, |pipeline| write(pipeline, sink))?,
+            })
+        };
+        start().inspect_err(|error: &WriteError| pipeline.fail(error.clone()))
+    }
+
+    /// Waits for their end: the digests of all files in order, and the file.
+    pub(super) fn join(self) -> Result<(Vec<String>, Option<Sink>), WriteError> {
+        let mut result = Ok(());
+        for thread in self.compressing {
+            if thread.join().is_err() {
+                result = Err(panicked("compressing"));
+            }
+        }
+        let digests = self.hashing.join().map_err(|_| panicked("hashing"));
+        let sink = self.writing.join().map_err(|_| panicked("writing"));
+        result?;
+        Ok((digests?, sink?))
+    }
+}
+
+fn panicked(thread: &'static str) -> WriteError {
+    WriteError::Panic { thread }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    pipeline: &Arc<Pipeline>,
+    body: impl FnOnce(&Pipeline) -> T + Send + 'static,
+) -> Result<JoinHandle<T>, WriteError> {
+    let pipeline = Arc::clone(pipeline);
+    // The kernel keeps 15 bytes of a thread's name.
+    let short = &name[..name.len().min(7)];
+    std::thread::Builder::new()
+        .name(format!("archive-{short}"))
+        .stack_size(256 << 10)
+        .spawn(move || {
+            let _alarm = Alarm {
+                pipeline: &pipeline,
+                thread: name,
+            };
+            let _member = pipeline.crew.join();
+            body(&pipeline)
+        })
+        .map_err(|source| WriteError::Thread {
+            source: Arc::new(source),
+        })
+}
+
+fn compress(pipeline: &Pipeline, mut encoder: Encoder) {
+    let mut output = None;
+    while let Some(frame) = pipeline.job(&mut output) {
+        let content = frame.content();
+        let encoded = match output.as_deref_mut() {
+            Some(buffer) => encoder.encode(content, buffer),
+            None => return,
+        };
+        let number = frame.number;
+        let result = match encoded {
+            Ok(Encoded::Compressed(size)) => output.take().map(|buffer| Output::Compressed {
+                buffer,
+                size,
+                content: content.len(),
+            }),
+            Ok(Encoded::Stored(pieces)) => Some(Output::Stored {
+                checksum: frame::checksum(content),
+                pieces,
+                frame: Arc::clone(&frame),
+            }),
+            Err(error) => return pipeline.fail(error),
+        };
+        if let Some(result) = result {
+            pipeline.deliver(number, result);
+        }
+    }
+}
+
+fn hash(pipeline: &Pipeline) -> Vec<String> {
+    let mut digests = Vec::new();
+    let mut digest = Sha256::new();
+    while let Some(frame) = pipeline.hashing() {
+        for mark in &frame.marks {
+            match mark {
+                Mark::Content(range) => digest.update(&frame.content()[range.clone()]),
+                Mark::End => digests.push(super::hex(&digest.finalize_reset())),
+            }
+        }
+    }
+    digests
+}
+
+fn write(pipeline: &Pipeline, mut sink: Sink) -> Option<Sink> {
+    let mut number = 0;
+    while let Some(output) = pipeline.output(number) {
+        if let Err(error) = sink.frame(output) {
+            pipeline.fail(error);
+            return None;
+        }
+        number += 1;
+    }
+    Some(sink)
+}

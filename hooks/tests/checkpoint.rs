@@ -197,7 +197,7 @@ async fn a_dropped_client_leaves_nothing() {
 
 #[tokio::test]
 async fn what_can_be_refused_is_refused_before_the_shim_is_asked() {
-    let cases: [(Double, &str, &str); 6] = [
+    let cases: [(Double, &str, &str); 7] = [
         (Double::default(), "beef", "no container beef"),
         (Double::default(), "c0", "start of 2 ids"),
         (
@@ -224,6 +224,14 @@ async fn what_can_be_refused_is_refused_before_the_shim_is_asked() {
             ID,
             "runsc",
         ),
+        (
+            Double {
+                version: "1.7.24",
+                ..Double::default()
+            },
+            ID,
+            "runtime_path",
+        ),
         (Double::default(), "shop/web/main", "ListPodSandbox"),
     ];
     for (double, target, text) in cases {
@@ -235,6 +243,48 @@ async fn what_can_be_refused_is_refused_before_the_shim_is_asked() {
         assert!(double.seen.lock().unwrap().is_none());
         assert_eq!(left(dir.path()), Vec::<String>::new());
     }
+}
+
+#[tokio::test]
+async fn a_container_is_only_ended_by_a_shim_that_is_known() {
+    // The parent of this test is no shim at all.
+    let double = Double {
+        runtime: "io.containerd.runc.v2",
+        ..Double::default()
+    };
+    let (dir, connection) = double.serve().await;
+    let exit = CheckpointOrder {
+        exit: true,
+        ..order(dir.path())
+    };
+    let err = take(&connection, ID, &exit, &mut Vec::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(err, CheckpointError::UnknownShim { .. }), "{err}");
+    assert!(double.seen.lock().unwrap().is_none());
+    take(&connection, ID, &order(dir.path()), &mut Vec::new())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_a_wrong_shim_leaves_of_a_container_that_it_ended_is_kept() {
+    let double = Double {
+        shim: Shim::Stock,
+        ..Double::default()
+    };
+    let (dir, connection) = double.serve().await;
+    let exit = CheckpointOrder {
+        exit: true,
+        ..order(dir.path())
+    };
+    let err = take(&connection, ID, &exit, &mut Vec::new())
+        .await
+        .unwrap_err();
+    let CheckpointError::Kept { path, .. } = err else {
+        panic!("{err}")
+    };
+    assert!(path.join("inventory.img").is_file());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! The running containerd tells in its CRI status, as JSON (containerd 1.7.24 and 2.1.9,
 //! `pkg/cri/config` and `internal/cri/config`). Where it does not answer, its file is read.
 
-use kybernate_config::names::{RUNC_RUNTIME_TYPE, RUNTIME_TYPE, SHIM_BINARY};
+use kybernate_config::names::{RUNC_RUNTIME_TYPE, RUNTIME_HANDLER, RUNTIME_TYPE, SHIM_BINARY};
 use serde::Deserialize;
 
 use super::Finding;
@@ -113,8 +113,9 @@ pub fn registration(major: u32, name: &str) -> String {
     )
 }
 
-/// Judges a handler. `executable` tells whether a path or name can be executed.
-pub fn judge(handler: &Handler, executable: impl Fn(&str) -> bool) -> Vec<Finding> {
+/// Judges a handler of containerd `major`. `executable` tells whether a path or name can be
+/// executed.
+pub fn judge(major: u32, handler: &Handler, executable: impl Fn(&str) -> bool) -> Vec<Finding> {
     const CHECK: &str = "runtime handler";
     let Handler {
         runtime_type,
@@ -122,8 +123,14 @@ pub fn judge(handler: &Handler, executable: impl Fn(&str) -> bool) -> Vec<Findin
         container_annotations,
         ..
     } = handler;
+    let program = if runtime_path.is_empty() {
+        SHIM_BINARY
+    } else {
+        runtime_path
+    };
     let mut findings = Vec::new();
-    let by_path = runtime_path.rsplit('/').next() == Some(SHIM_BINARY);
+    let by_path =
+        runtime_type == RUNC_RUNTIME_TYPE && runtime_path.rsplit('/').next() == Some(SHIM_BINARY);
     if by_path && executable(runtime_path) {
         findings.push(Finding::ok(
             CHECK,
@@ -135,13 +142,19 @@ pub fn judge(handler: &Handler, executable: impl Fn(&str) -> bool) -> Vec<Findin
             format!("{runtime_path} is not there or not executable"),
             format!("install {SHIM_BINARY} there, or mend runtime_path in containerd's config"),
         ));
-    } else if runtime_type == RUNTIME_TYPE && executable(SHIM_BINARY) {
+    } else if runtime_type == RUNTIME_TYPE && major < 2 {
+        findings.push(Finding::fail(
+            CHECK,
+            format!("{runtime_type}, to which containerd 1 hands no checkpoint options"),
+            registration(major, RUNTIME_HANDLER),
+        ));
+    } else if runtime_type == RUNTIME_TYPE && executable(program) {
         findings.push(Finding::ok(CHECK, runtime_type.clone()));
     } else if runtime_type == RUNTIME_TYPE {
         findings.push(Finding::warn(
             CHECK,
-            format!("{runtime_type}, but {SHIM_BINARY} is not in this PATH"),
-            "put it into containerd's PATH or beside containerd, or set runtime_path",
+            format!("{runtime_type}, but {program} can't be executed from here"),
+            "put it into containerd's PATH or beside containerd, or mend runtime_path",
         ));
     } else {
         findings.push(Finding::fail(
@@ -200,13 +213,13 @@ version = 2
         assert_eq!(handler.options.binary_name, "/opt/runc");
         assert!(handler.options.systemd_cgroup);
         assert!(
-            judge(&handler, |_| true)
+            judge(2, &handler, |_| true)
                 .iter()
                 .all(|f| f.level == Level::Ok)
         );
-        assert_eq!(judge(&handler, |_| false)[0].level, Level::Fail);
+        assert_eq!(judge(2, &handler, |_| false)[0].level, Level::Fail);
 
-        let runc = judge(&from_status(STATUS, "runc").unwrap(), |_| true);
+        let runc = judge(2, &from_status(STATUS, "runc").unwrap(), |_| true);
         assert_eq!((runc[0].level, runc[1].level), (Level::Fail, Level::Warn));
         let err = from_status(STATUS, "other").unwrap_err();
         assert!(err.contains("kybernate, runc"), "{err}");
@@ -223,9 +236,10 @@ version = 2
         let handler = from_file(FILE, "kybernate").unwrap();
         assert_eq!(handler.runtime_type, RUNTIME_TYPE);
         assert!(handler.options.systemd_cgroup);
-        let found = judge(&handler, |name| name == SHIM_BINARY);
+        let found = judge(2, &handler, |name| name == SHIM_BINARY);
         assert_eq!((found[0].level, found[1].level), (Level::Ok, Level::Warn));
-        assert_eq!(judge(&handler, |_| false)[0].level, Level::Warn);
+        assert_eq!(judge(2, &handler, |_| false)[0].level, Level::Warn);
+        assert_eq!(judge(1, &handler, |_| true)[0].level, Level::Fail);
         assert!(
             from_file(FILE, "runc")
                 .unwrap_err()
@@ -241,7 +255,7 @@ version = 2
             let text = advice.split_once('\n').unwrap().1;
             let handler = from_file(text, "kybernate").unwrap();
             assert!(
-                judge(&handler, |_| true)
+                judge(major, &handler, |_| true)
                     .iter()
                     .all(|f| f.level == Level::Ok),
                 "{text}"

@@ -71,7 +71,8 @@ pub async fn ask(socket: &Path) -> Node {
     match handler {
         Ok(handler) => {
             let executable = |program: &str| probe::find(program).is_some();
-            node.findings.extend(config::judge(&handler, executable));
+            node.findings
+                .extend(config::judge(major, &handler, executable));
             node.handler = Some(handler);
         }
         Err(found) => node.findings.push(Finding::fail(

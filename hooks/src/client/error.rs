@@ -60,6 +60,32 @@ pub enum CheckpointError {
         /// Its shim or runtime type.
         found: String,
     },
+    /// Nobody can tell which shim a container runs under that is to end.
+    #[error(
+        "cannot see which shim {id} runs under, and with --exit another one than {} would end it \
+         without an archive; run this command as root in containerd's PID namespace, or leave \
+         --exit out",
+        names::SHIM_BINARY
+    )]
+    UnknownShim {
+        /// The container.
+        id: String,
+    },
+    /// containerd 1.x keeps the staging directory from shims of other runtime types.
+    #[error(
+        "containerd {version} does not let {id} be checkpointed: it hands options to runtimes \
+         named {} alone, not to {runtime}; register the handler under that type with runtime_path \
+         (`kybernate doctor` shows how) and create the pod anew",
+        names::RUNC_RUNTIME_TYPE
+    )]
+    RuntimeType {
+        /// The container.
+        id: String,
+        /// containerd's version.
+        version: String,
+        /// The container's runtime type.
+        runtime: String,
+    },
     /// The container has no running process.
     #[error("{id} is {state}; only a running or paused container can be checkpointed")]
     State {
@@ -116,6 +142,18 @@ pub enum CheckpointError {
         id: String,
         /// What is wrong.
         reason: String,
+    },
+    /// The container has or may have ended, and its archive could not be published.
+    #[error(
+        "{source}; {id} may have ended, so what its shim wrote is kept in {path}: move it away"
+    )]
+    Kept {
+        /// The container.
+        id: String,
+        /// The staging directory.
+        path: PathBuf,
+        /// Why it was not published.
+        source: Box<CheckpointError>,
     },
     /// Interrupted by its caller.
     #[error("interrupted; {id} goes on running and nothing was written")]

@@ -10,6 +10,7 @@
 
 mod error;
 mod footprint;
+mod leftovers;
 mod progress;
 mod records;
 mod resolve;
@@ -108,8 +109,11 @@ pub async fn checkpoint(
     cancel: impl Future<Output = ()> + Send,
 ) -> Result<Checkpoint, CheckpointError> {
     let subject = resolve(connection, namespace, target).await?;
+    if order.exit && !subject.shim_is_known {
+        return Err(CheckpointError::UnknownShim { id: subject.id });
+    }
     let containerd = connection.namespace(&subject.namespace)?;
-    let mut staging = Staging::create(&order.output, order.replace)?;
+    let mut staging = Staging::create(&order.output, order.replace, order.exit)?;
     let memory_bytes = footprint::memory(&pids(&containerd, &subject.id).await?);
     check_space(order, &staging, memory_bytes, update)?;
 
@@ -176,11 +180,12 @@ async fn call(
             () = &mut cancel, if withdrawn.is_none() => Withdrawal::Interrupt,
             () = &mut deadline, if withdrawn.is_none() => Withdrawal::Deadline,
             () = &mut grace, if withdrawn.is_some() => {
-                return Err(CheckpointError::Unconfirmed {
+                let cause = withdrawn.map_or("", Withdrawal::name);
+                return Err(staging.fail(id, CheckpointError::Unconfirmed {
                     id: id.to_owned(),
-                    cause: withdrawn.map_or("", Withdrawal::name),
+                    cause,
                     waited_s: GRACE.as_secs(),
-                });
+                }));
             }
             _ = tick.tick() => {
                 tail.read().into_iter().for_each(|seen| update(Update::Progress(seen)));
@@ -195,17 +200,18 @@ async fn call(
     tail.read()
         .into_iter()
         .for_each(|seen| update(Update::Progress(seen)));
-    match (answer, withdrawn) {
+    let failure = match (answer, withdrawn) {
+        (Ok(_), None) => return Ok(staging),
         // A container that has ended lives on in its archive alone.
-        (Ok(_), None) => Ok(staging),
-        (Ok(_), Some(_)) if order.exit => Ok(staging),
-        (_, Some(Withdrawal::Interrupt)) => Err(CheckpointError::Interrupted { id: id.to_owned() }),
-        (_, Some(Withdrawal::Deadline)) => Err(CheckpointError::Deadline {
+        (Ok(_), Some(_)) if order.exit => return Ok(staging),
+        (_, Some(Withdrawal::Interrupt)) => CheckpointError::Interrupted { id: id.to_owned() },
+        (_, Some(Withdrawal::Deadline)) => CheckpointError::Deadline {
             id: id.to_owned(),
             timeout_s: order.timeout.as_secs(),
-        }),
-        (Err(status), None) => Err(CheckpointError::call("Tasks.Checkpoint")(status)),
-    }
+        },
+        (Err(status), None) => CheckpointError::call("Tasks.Checkpoint")(status),
+    };
+    Err(staging.fail(id, failure))
 }
 
 /// Why the client does not want the archive any more.

@@ -179,6 +179,7 @@ mod tests {
             }),
             pid: 4711,
             paused: false,
+            shim_is_known: true,
         }
     }
 

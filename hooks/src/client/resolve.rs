@@ -5,7 +5,7 @@ use tonic::Code;
 
 use super::{
     error::CheckpointError,
-    shim,
+    shim::{self, Shim},
     target::{Target, id_filter},
 };
 use crate::{
@@ -41,6 +41,8 @@ pub struct Subject {
     pub pid: u32,
     /// Whether it is paused.
     pub paused: bool,
+    /// Whether its shim was seen to be ours; if not, nothing was seen.
+    pub shim_is_known: bool,
 }
 
 /// What the CRI knows about a container.
@@ -91,11 +93,28 @@ pub async fn resolve(
     }
     let process = process(&containerd, &container.id).await?;
     let runtime = container.runtime.unwrap_or_default().name;
-    if let Some(found) = shim::other(&runtime, process.pid) {
+    let shim = shim::of(&runtime, process.pid);
+    if let Shim::Other(found) = shim {
         return Err(CheckpointError::OtherShim {
             id: container.id,
             found,
         });
+    }
+    if !shim::is_runc(&runtime) {
+        let version = connection
+            .version()
+            .version(())
+            .await
+            .map_err(CheckpointError::call("Version"))?
+            .into_inner()
+            .version;
+        if is_1(&version) {
+            return Err(CheckpointError::RuntimeType {
+                id: container.id,
+                version,
+                runtime,
+            });
+        }
     }
     let paused = match process.status() {
         Status::Running => false,
@@ -120,7 +139,14 @@ pub async fn resolve(
         pod,
         pid: process.pid,
         paused,
+        shim_is_known: shim == Shim::Ours,
     })
+}
+
+/// Whether a version is one of containerd 1, whose `getCheckpointPath` in
+/// `services/tasks/local.go` looks at the options of runc's runtime types only (1.7.24).
+fn is_1(version: &str) -> bool {
+    version.trim_start_matches('v').starts_with("1.")
 }
 
 async fn by_id(
@@ -300,6 +326,18 @@ mod tests {
             created_at,
             state: state.into(),
             ..Default::default()
+        }
+    }
+
+    #[test]
+    fn only_containerd_1_is_1() {
+        for (version, is) in [
+            ("1.7.24~ds1", true),
+            ("v1.6.0", true),
+            ("2.1.9+unknown", false),
+            ("v2.1.1", false),
+        ] {
+            assert_eq!(is_1(version), is, "{version}");
         }
     }
 

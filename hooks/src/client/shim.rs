@@ -9,26 +9,50 @@ use kybernate_config::names::{RUNTIME_TYPE, SHIM_BINARY};
 /// How containerd names every shim.
 const SHIM_PREFIX: &str = "containerd-shim-";
 
-/// The shim or runtime that is known not to be ours; `None` also where nothing can be seen,
-/// for example from another PID namespace.
-pub(crate) fn other(runtime: &str, pid: u32) -> Option<String> {
-    if runtime == RUNTIME_TYPE {
-        return None;
-    }
-    if !runtime.is_empty() && !runtime.starts_with("io.containerd.runc.") {
-        return Some(format!("the runtime {runtime}"));
-    }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let exe = fs::read_link(format!("/proc/{}/exe", parent(&stat)?)).ok()?;
-    named(&exe)
+/// What is known about a container's shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shim {
+    /// It is ours.
+    Ours,
+    /// It is not; this is its name.
+    Other(String),
+    /// Nothing can be seen, for example from another PID namespace.
+    Unknown,
 }
 
-/// The name of a program that is a shim and not ours.
-fn named(exe: &Path) -> Option<String> {
-    let name = exe.file_name()?.to_str()?;
+/// The shim of a container with a runtime type and a first process.
+pub(crate) fn of(runtime: &str, pid: u32) -> Shim {
+    // `ctr run --runtime` also takes a path.
+    let by_path = runtime.starts_with('/') && named(Path::new(runtime)) == Shim::Ours;
+    if runtime == RUNTIME_TYPE || by_path {
+        return Shim::Ours;
+    }
+    if !runtime.is_empty() && !is_runc(runtime) {
+        return Shim::Other(format!("the runtime {runtime}"));
+    }
+    let exe = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        fs::read_link(format!("/proc/{}/exe", parent(&stat)?)).ok()
+    };
+    exe().map_or(Shim::Unknown, |exe| named(&exe))
+}
+
+/// Whether containerd takes a runtime of this type for runc's.
+pub(crate) fn is_runc(runtime: &str) -> bool {
+    runtime.starts_with("io.containerd.runc.")
+}
+
+/// What a program is.
+fn named(exe: &Path) -> Shim {
+    let Some(name) = exe.file_name().and_then(|name| name.to_str()) else {
+        return Shim::Unknown;
+    };
     // The kernel says so of a file that an upgrade has replaced.
-    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-    (name.starts_with(SHIM_PREFIX) && name != SHIM_BINARY).then(|| name.to_owned())
+    match name.strip_suffix(" (deleted)").unwrap_or(name) {
+        SHIM_BINARY => Shim::Ours,
+        other if other.starts_with(SHIM_PREFIX) => Shim::Other(other.to_owned()),
+        _ => Shim::Unknown,
+    }
 }
 
 /// The parent's pid in the text of `/proc/<pid>/stat`.
@@ -54,25 +78,31 @@ mod tests {
     }
 
     #[test]
-    fn only_other_shims_are_named() {
+    fn shims_are_told_by_their_programs() {
         assert_eq!(
-            named(Path::new("/usr/bin/containerd-shim-runc-v2")).as_deref(),
-            Some("containerd-shim-runc-v2")
+            named(Path::new("/usr/bin/containerd-shim-runc-v2")),
+            Shim::Other("containerd-shim-runc-v2".into())
         );
-        assert_eq!(named(Path::new("/opt/containerd-shim-kybernate-v1")), None);
+        assert_eq!(
+            named(Path::new("/opt/containerd-shim-kybernate-v1")),
+            Shim::Ours
+        );
         assert_eq!(
             named(Path::new("/opt/containerd-shim-kybernate-v1 (deleted)")),
-            None
+            Shim::Ours
         );
-        assert_eq!(named(Path::new("/usr/bin/bash")), None);
+        assert_eq!(named(Path::new("/usr/bin/bash")), Shim::Unknown);
     }
 
     #[test]
-    fn a_foreign_runtime_type_is_named() {
+    fn a_runtime_type_can_say_enough() {
         assert_eq!(
-            other("io.containerd.runsc.v1", 1).unwrap(),
-            "the runtime io.containerd.runsc.v1"
+            of("io.containerd.runsc.v1", 1),
+            Shim::Other("the runtime io.containerd.runsc.v1".into())
         );
-        assert_eq!(other(RUNTIME_TYPE, 1), None);
+        assert_eq!(of(RUNTIME_TYPE, 1), Shim::Ours);
+        assert_eq!(of("/opt/containerd-shim-kybernate-v1", 1), Shim::Ours);
+        // No process has this pid.
+        assert_eq!(of("io.containerd.runc.v2", u32::MAX), Shim::Unknown);
     }
 }

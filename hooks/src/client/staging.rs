@@ -6,15 +6,15 @@
 //! ```
 //!
 //! It is on the output's file system, so that the last step is a rename, and it goes away with
-//! its value, whatever happens in between. What a killed client left is removed by the next.
+//! its value, whatever happens in between. What a killed client left is removed by the next,
+//! unless it holds a complete archive: the container may have ended with it.
 
 use std::{
     ffi::OsString,
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use kybernate_config::request::{
@@ -22,11 +22,10 @@ use kybernate_config::request::{
 };
 use tempfile::TempDir;
 
-use super::error::CheckpointError;
+use super::{error::CheckpointError, leftovers::sweep};
 
-const PREFIX: &str = ".kybernate-";
-/// A directory whose client is gone is left to its shim for this long.
-const SETTLED: Duration = Duration::from_secs(600);
+/// How every staging directory is called, before a random part.
+pub(crate) const PREFIX: &str = ".kybernate-";
 /// A result is a few lines.
 const RESULT_MAX: u64 = 64 * 1024;
 
@@ -39,11 +38,25 @@ pub(crate) struct Staging {
     parent: PathBuf,
     output: PathBuf,
     replace: bool,
+    /// Whether the container ends with its checkpoint: then a complete archive is never removed.
+    ends: bool,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.ends && self.is_complete() {
+            self.dir.disable_cleanup(true);
+        }
+    }
 }
 
 impl Staging {
     /// Sees that `output` can be written and makes a directory beside it.
-    pub(crate) fn create(output: &Path, replace: bool) -> Result<Self, CheckpointError> {
+    pub(crate) fn create(
+        output: &Path,
+        replace: bool,
+        ends: bool,
+    ) -> Result<Self, CheckpointError> {
         let (parent, name) = split(output)?;
         let output = parent.join(name);
         match fs::symlink_metadata(&output) {
@@ -72,6 +85,7 @@ impl Staging {
             parent,
             output,
             replace,
+            ends,
         })
     }
 
@@ -131,8 +145,42 @@ impl Staging {
         self.lock = None;
     }
 
+    /// Whether the shim has written all there is to write.
+    fn is_complete(&self) -> bool {
+        self.path().join(RESULT_FILE).exists()
+    }
+
+    /// Gives up. Of a container that may have ended, what its shim wrote is kept, for `because`
+    /// says nothing about it.
+    pub(crate) fn fail(mut self, id: &str, because: CheckpointError) -> CheckpointError {
+        let doubtful = matches!(
+            because,
+            CheckpointError::Unconfirmed { .. } | CheckpointError::Answer { .. }
+        );
+        if !self.ends || !(doubtful || self.is_complete()) {
+            return because;
+        }
+        self.dir.disable_cleanup(true);
+        let path = self.path().to_owned();
+        CheckpointError::Kept {
+            id: id.to_owned(),
+            path,
+            source: Box::new(because),
+        }
+    }
+
     /// Reads the shim's answer, gives the archive its name, and makes both durable.
-    pub(crate) fn publish(self, id: &str) -> Result<CheckpointResult, CheckpointError> {
+    pub(crate) fn publish(mut self, id: &str) -> Result<CheckpointResult, CheckpointError> {
+        match self.try_publish(id) {
+            Ok(result) => {
+                self.ends = false;
+                Ok(result)
+            }
+            Err(error) => Err(self.fail(id, error)),
+        }
+    }
+
+    fn try_publish(&self, id: &str) -> Result<CheckpointResult, CheckpointError> {
         let wrong = |reason: String| CheckpointError::Answer {
             id: id.to_owned(),
             reason,
@@ -217,181 +265,5 @@ fn read_result(path: &Path) -> Result<CheckpointResult, String> {
     read().map_err(|e: io::Error| format!("{RESULT_FILE}: {e}"))
 }
 
-/// Removes staging directories in `parent` that no client has used for a while. What can't be
-/// removed stays: it hinders nobody.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else {
-        return;
-    };
-    let ours = nix::unistd::geteuid().as_raw();
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let stale = entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(PREFIX.as_bytes())
-            && entry
-                .metadata()
-                .is_ok_and(|facts| facts.is_dir() && facts.uid() == ours)
-            && abandoned(&path.join(REQUEST_FILE));
-        if stale && fs::remove_dir_all(&path).is_ok() {
-            tracing::info!(path = %path.display(), "removed what an earlier client left");
-        }
-    }
-}
-
-fn abandoned(request: &Path) -> bool {
-    let Ok(file) = File::open(request) else {
-        return false;
-    };
-    let age = file
-        .metadata()
-        .and_then(|facts| facts.modified())
-        .map(|then| SystemTime::now().duration_since(then).unwrap_or_default());
-    age.is_ok_and(|age| age > SETTLED) && !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request() -> CheckpointRequest {
-        CheckpointRequest {
-            version: kybernate_config::request::REQUEST_VERSION,
-            level: None,
-            buffer: None,
-            deadline: None,
-            include: Vec::new(),
-            requester: None,
-        }
-    }
-
-    fn answer(staging: &Staging, content: &[u8], bytes: u64) {
-        staging.write(ARCHIVE_FILE, content).unwrap();
-        let result = CheckpointResult {
-            archive_bytes: bytes,
-            content_bytes: 9,
-            manifest_sha256: "ab".into(),
-            pause_ms: 1,
-            total_ms: 2,
-        };
-        staging
-            .write(RESULT_FILE, &serde_json::to_vec(&result).unwrap())
-            .unwrap();
-    }
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(dir)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_published_archive_is_alone_and_private() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut staging = Staging::create(&dir.path().join("a.zst"), false).unwrap();
-        assert_eq!(fs::metadata(staging.path()).unwrap().mode() & 0o777, 0o700);
-        staging.submit(&request()).unwrap();
-        answer(&staging, b"content", 7);
-        assert_eq!(staging.publish("c").unwrap().archive_bytes, 7);
-        assert_eq!(names(dir.path()), ["a.zst"]);
-        assert_eq!(fs::read(dir.path().join("a.zst")).unwrap(), b"content");
-        assert_eq!(
-            fs::metadata(dir.path().join("a.zst")).unwrap().mode() & 0o777,
-            0o600
-        );
-    }
-
-    #[test]
-    fn an_output_that_appears_meanwhile_is_not_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let output = dir.path().join("a.zst");
-        let staging = Staging::create(&output, false).unwrap();
-        answer(&staging, b"new", 3);
-        fs::write(&output, "old").unwrap();
-        assert!(matches!(
-            staging.publish("c"),
-            Err(CheckpointError::Exists { .. })
-        ));
-        assert_eq!(names(dir.path()), ["a.zst"]);
-        assert_eq!(fs::read(&output).unwrap(), b"old");
-        assert!(matches!(
-            Staging::create(&output, false),
-            Err(CheckpointError::Exists { .. })
-        ));
-        let staging = Staging::create(&output, true).unwrap();
-        answer(&staging, b"new", 3);
-        staging.publish("c").unwrap();
-        assert_eq!(fs::read(&output).unwrap(), b"new");
-    }
-
-    #[test]
-    fn an_answer_that_does_not_fit_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let output = dir.path().join("a.zst");
-        let staging = Staging::create(&output, false).unwrap();
-        answer(&staging, b"short", 99);
-        let err = staging.publish("c").unwrap_err().to_string();
-        assert!(err.contains("5 bytes") && err.contains("99"), "{err}");
-        let staging = Staging::create(&output, false).unwrap();
-        let err = staging.publish("c").unwrap_err().to_string();
-        assert!(err.contains(RESULT_FILE), "{err}");
-        assert_eq!(names(dir.path()), Vec::<String>::new());
-    }
-
-    #[test]
-    fn the_request_is_locked_until_withdrawn() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut staging = Staging::create(&dir.path().join("a"), false).unwrap();
-        staging.submit(&request()).unwrap();
-        let shim = File::open(staging.path().join(REQUEST_FILE)).unwrap();
-        assert!(matches!(shim.try_lock(), Err(TryLockError::WouldBlock)));
-        staging.withdraw();
-        shim.try_lock().unwrap();
-    }
-
-    #[test]
-    fn impossible_outputs_are_refused_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        for path in [
-            dir.path().to_owned(),
-            dir.path().join("no/such"),
-            PathBuf::from("/"),
-        ] {
-            let err = Staging::create(&path, true).unwrap_err();
-            assert!(matches!(err, CheckpointError::Output { .. }), "{err}");
-        }
-        assert_eq!(names(dir.path()), Vec::<String>::new());
-    }
-
-    #[test]
-    fn only_abandoned_directories_are_swept() {
-        let dir = tempfile::tempdir().unwrap();
-        let leave = |name: &str, age: Duration| {
-            let staging = dir.path().join(name);
-            fs::create_dir(&staging).unwrap();
-            let file = File::create(staging.join(REQUEST_FILE)).unwrap();
-            file.set_modified(SystemTime::now() - age).unwrap();
-            file
-        };
-        leave(".kybernate-old", SETTLED * 2);
-        leave(".kybernate-young", SETTLED / 2);
-        leave("other", SETTLED * 2);
-        let used = leave(".kybernate-used", SETTLED * 2);
-        used.lock().unwrap();
-        fs::create_dir(dir.path().join(".kybernate-empty")).unwrap();
-        sweep(dir.path());
-        assert_eq!(
-            names(dir.path()),
-            [
-                ".kybernate-empty",
-                ".kybernate-used",
-                ".kybernate-young",
-                "other"
-            ]
-        );
-    }
-}
+mod tests;

@@ -28,6 +28,10 @@ use kybernate_hooks::{
             tasks_server::{Tasks, TasksServer},
         },
         unpack,
+        version::{
+            VersionResponse,
+            version_server::{Version, VersionServer},
+        },
     },
 };
 use tempfile::TempDir;
@@ -64,6 +68,8 @@ pub struct Double {
     pub state: State,
     /// The container's runtime type.
     pub runtime: &'static str,
+    /// containerd's version.
+    pub version: &'static str,
     /// The request that the shim found, and the options of the call.
     pub seen: Arc<Mutex<Option<(CheckpointRequest, CheckpointOptions)>>>,
 }
@@ -74,6 +80,7 @@ impl Default for Double {
             shim: Shim::Works,
             state: State::Running,
             runtime: "io.containerd.kybernate.v1",
+            version: "2.1.9",
             seen: Arc::default(),
         }
     }
@@ -88,6 +95,7 @@ impl Double {
         let server = Server::builder()
             .add_service(TasksServer::new(self.clone()))
             .add_service(ContainersServer::new(self.clone()))
+            .add_service(VersionServer::new(self.clone()))
             .serve_with_incoming(listener);
         tokio::spawn(server);
         fs::create_dir(dir.path().join("out")).unwrap();
@@ -200,6 +208,16 @@ impl Tasks for Double {
             .await
             .map_err(|e| Status::internal(e.to_string()))??;
         Ok(Response::new(CheckpointTaskResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl Version for Double {
+    async fn version(&self, _: Request<()>) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(VersionResponse {
+            version: self.version.into(),
+            ..Default::default()
+        }))
     }
 }
 

@@ -26,8 +26,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cri;
+pub mod demo;
 pub mod events;
 pub mod image;
 pub mod lab;

@@ -104,7 +104,8 @@ static int visit(const char *path, const struct stat *st, int kind, struct FTW *
         .gid = st->st_gid,
         .links = st->st_nlink,
         .size = S_ISDIR(st->st_mode) ? 0 : st->st_size,
-        .changed = st->st_mtim,
+        // CRIU makes and removes a directory in these while it dumps.
+        .changed = strcmp(path, "/") && strcmp(path, "/tmp") ? st->st_mtim : (struct timespec){0, 0},
         .device = st->st_rdev,
         .content = content_of(path, st->st_mode),
         .attributes = attributes_of(path),

@@ -208,9 +208,11 @@ int main(void) {
 
     int events = eventfd(40, EFD_NONBLOCK), timer = timerfd_create(CLOCK_MONOTONIC, 0);
     int poll = epoll_create1(0);
-    struct itimerspec every = {{0, 100000000}, {0, 100000000}};
+    // Armed anew each round: CRIU brings a periodic one that expired during the dump back without
+    // its next expiration.
+    struct itimerspec once = {{0, 0}, {0, 100000000}};
     struct epoll_event wanted = {.events = EPOLLIN, .data.u64 = 77}, got;
-    if (events < 0 || timerfd_settime(timer, 0, &every, NULL) != 0 ||
+    if (events < 0 || timerfd_settime(timer, 0, &once, NULL) != 0 ||
         epoll_ctl(poll, EPOLL_CTL_ADD, timer, &wanted) != 0) {
         die("timer");
     }
@@ -222,7 +224,8 @@ int main(void) {
             }
         }
         uint64_t expirations;
-        if (got.data.u64 != 77 || read(timer, &expirations, sizeof expirations) < 0) {
+        if (got.data.u64 != 77 || read(timer, &expirations, sizeof expirations) < 0 ||
+            timerfd_settime(timer, 0, &once, NULL) != 0) {
             fail("the timer");
         }
         put(first[1], round * 100);

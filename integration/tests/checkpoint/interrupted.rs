@@ -37,7 +37,7 @@ fn request(deadline: Option<Duration>) -> CheckpointRequest {
         version: REQUEST_VERSION,
         // Slow on purpose: there must be something to interrupt.
         level: Some("high".into()),
-        buffer: Some("64MiB".into()),
+        buffer: Some("128MiB".into()),
         deadline: deadline
             .and_then(|after| at(after).ok())
             .map(|since| since.as_secs()),
@@ -76,7 +76,7 @@ pub async fn deadline_of_the_command(cx: Case) -> Result<()> {
     let container = work.start(&pod).await?;
     let archive = Archive::new(&cx.lab)?;
     let node = Node::look(&cx.lab)?;
-    let arguments = ["--timeout", "1", "--level", "high", "--buffer", "64MiB"];
+    let arguments = ["--timeout", "1", "--level", "high", "--buffer", "128MiB"];
     let finished = archive.try_take(&container.id, &arguments).await?;
     let took = finished.took;
     let message = finished.refused()?;
@@ -132,7 +132,7 @@ pub async fn client_killed(cx: Case) -> Result<()> {
         let (archive, id) = (archive.clone(), container.id.clone());
         async move {
             archive
-                .try_take(&id, &["--level", "high", "--buffer", "64MiB"])
+                .try_take(&id, &["--level", "high", "--buffer", "128MiB"])
                 .await
         }
     });
@@ -202,7 +202,7 @@ pub async fn criu_killed(cx: Case) -> Result<()> {
         let (archive, id) = (archive.clone(), container.id.clone());
         async move {
             archive
-                .try_take(&id, &["--level", "high", "--buffer", "64MiB"])
+                .try_take(&id, &["--level", "high", "--buffer", "128MiB"])
                 .await
         }
     });
@@ -228,7 +228,7 @@ pub async fn container_killed(cx: Case) -> Result<()> {
         let (archive, id) = (archive.clone(), container.id.clone());
         async move {
             archive
-                .try_take(&id, &["--level", "high", "--buffer", "64MiB"])
+                .try_take(&id, &["--level", "high", "--buffer", "128MiB"])
                 .await
         }
     });
@@ -269,7 +269,7 @@ pub async fn containerd_restarted(cx: Case) -> Result<()> {
         let (archive, id) = (archive.clone(), container.id.clone());
         async move {
             archive
-                .try_take(&id, &["--level", "high", "--buffer", "64MiB"])
+                .try_take(&id, &["--level", "high", "--buffer", "128MiB"])
                 .await
         }
     });

@@ -93,7 +93,7 @@ fn write_archive(to: &Archive, change: impl FnOnce(&mut Manifest)) -> Result<()>
         .open(to.file())?;
     let options = WriteOptions {
         level: Level::Fast,
-        buffer: 16 << 20,
+        buffer: 64 << 20,
         workers: 1,
         frame_size: 4 << 20,
     };
@@ -194,7 +194,8 @@ pub async fn criu_fails(cx: Case) -> Result<()> {
     let directory = "/var/lib/kybernate/data";
     fs::create_dir_all(cx.lab.path(directory))?;
     let work = Workload::counter();
-    let script = "exec 5>>/data/file; exec counter";
+    let script = "exec 5<>/data/file; exec counter";
+    fs::write(cx.lab.path(format!("{directory}/file")), "as it was")?;
     let first = pod
         .container("counter")
         .mount(directory, "/data")
@@ -202,7 +203,6 @@ pub async fn criu_fails(cx: Case) -> Result<()> {
         .start()
         .await?;
     work.is_well(&first, 0).await?;
-    fs::write(cx.lab.path(format!("{directory}/file")), "as it was")?;
     let (archive, at) = crate::rounds::put_away(&work, &first).await?;
 
     let restore = || {

@@ -5,6 +5,7 @@ use kybernate_config::names;
 use kybernate_integration::{
     Case, Container,
     checkpoint::{Archive, take},
+    skip,
     workload::Workload,
 };
 
@@ -119,7 +120,19 @@ pub async fn terminal(cx: Case) -> Result<()> {
     Ok(())
 }
 
+/// Whether this process has CAP_SYS_RESOURCE, without which CRIU can't read the limits of other
+/// users' processes.
+fn reads_limits_of_others() -> Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.unwrap_or_default().trim(), 16)?;
+    Ok(effective & 1 << 24 != 0)
+}
+
 pub async fn ordinary_user(cx: Case) -> Result<()> {
+    if !reads_limits_of_others()? {
+        return skip("CRIU dumps processes of other users only with CAP_SYS_RESOURCE");
+    }
     let pod = cx.pod().start().await?;
     let mut work = Workload::counter();
     work.argv = ["counter", "/tmp/counter"].map(str::to_owned).to_vec();

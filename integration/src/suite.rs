@@ -209,16 +209,7 @@ fn trial(
         match runtime.block_on(stage.play(&case, distro, handler)) {
             Ok(()) => Ok(()),
             Err(e) => match e.downcast_ref::<Skip>() {
-                Some(Skip(reason)) => {
-                    eprintln!("SKIPPED {title}: {reason}");
-                    if must_run() {
-                        Err(Failed::from(format!(
-                            "a skipped case fails this run: {reason}"
-                        )))
-                    } else {
-                        Ok(())
-                    }
-                }
+                Some(Skip(reason)) => report_skip(&title, reason),
                 None => {
                     stage.failed.store(true, Ordering::Relaxed);
                     Err(Failed::from(format!("{e:#}")))
@@ -226,6 +217,15 @@ fn trial(
             },
         }
     })
+}
+
+/// Says loudly that a test did not run; that is a failure where every test has to run.
+pub fn report_skip(title: &str, reason: &str) -> Result<(), Failed> {
+    eprintln!("SKIPPED {title}: {reason}");
+    if must_run() {
+        return Err(format!("a skipped case fails this run: {reason}").into());
+    }
+    Ok(())
 }
 
 /// Whether every case has to run.

@@ -46,6 +46,10 @@ pub(super) fn containerd(distro: Distro, options: &LabOptions, handlers: &[Handl
             Distro::Forky => "bin_dirs = ['/usr/lib/cni']\n",
         },
     );
+    if distro == Distro::Trixie {
+        // On by default in 2.x.
+        text.push_str("[plugins.'io.containerd.nri.v1.nri']\ndisable = false\n");
+    }
     for handler in handlers {
         text.push_str(&format!(
             "[plugins.'{runtime}'.containerd.runtimes.{handler}]\n"

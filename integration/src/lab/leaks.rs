@@ -19,8 +19,9 @@ fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Fails when something of the lab is left: a cgroup (and so a process), a mount, its directory.
-pub(super) fn of(name: &str, dir: &Path) -> Result<()> {
+/// Fails when something of the lab of this name is left: a cgroup (and so a process), a mount, its directory.
+pub fn left_behind(name: &str) -> Result<()> {
+    let dir = roots::lab_dir()?.join("run").join(name);
     let mut left: Vec<String> = cgroups(name)?
         .iter()
         .filter(|path| path.exists())
@@ -48,7 +49,7 @@ pub(super) fn of(name: &str, dir: &Path) -> Result<()> {
 }
 
 /// Removes labs whose supervisor was killed: their processes died with it, the rest did not.
-pub(super) fn sweep() -> Result<()> {
+pub fn sweep() -> Result<()> {
     let run = roots::lab_dir()?.join("run");
     let Ok(entries) = fs::read_dir(&run) else {
         return Ok(());

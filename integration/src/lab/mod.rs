@@ -30,6 +30,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::image::catalog::{self, Catalog};
 
 pub use containerd::{Containers, Cri, Events, Images, Namespaced, Tasks};
+pub use leaks::{left_behind, sweep};
 
 /// Which containerd, runc and CRIU a lab has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,7 +172,7 @@ impl Lab {
     pub async fn start(distro: Distro, options: LabOptions) -> Result<Arc<Self>> {
         let (root, catalog) = tokio::task::block_in_place(|| roots::prepare(distro))
             .with_context(|| format!("cannot prepare the root of a {distro} lab"))?;
-        leaks::sweep()?;
+        sweep()?;
         let name = format!(
             "kybernate-lab-{}-{}",
             std::process::id(),
@@ -330,7 +331,7 @@ impl Lab {
     /// Ends the lab and fails when anything of it is left: a process, a mount, a cgroup, a file.
     pub fn close(&self) -> Result<()> {
         self.end();
-        leaks::of(&self.name, &self.dir)
+        left_behind(&self.name)
     }
 
     fn end(&self) {
@@ -370,7 +371,11 @@ fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool
     };
     let bin = dir.join("upper/usr/local/bin");
     fs::create_dir_all(&bin)?;
-    for name in [kybernate_config::names::SHIM_BINARY, "kybernate"] {
+    for name in [
+        kybernate_config::names::SHIM_BINARY,
+        "kybernate",
+        "kybernate-nri",
+    ] {
         let program = options.binaries.join(name);
         if program.is_file() {
             // A copy: a build may replace the file while the lab runs.

@@ -7,7 +7,8 @@ use kybernate_hooks::containerd::{
     task::Status,
     tasks::{MetricsRequest, PauseTaskRequest, ResumeTaskRequest, WaitRequest},
 };
-use kybernate_integration::{Case, Handler, Suite, image::catalog, tasks, within};
+use kybernate_hooks::cri::v1::StatusRequest;
+use kybernate_integration::{Case, Distro, Handler, Suite, image::catalog, tasks, within};
 
 pub fn add(suite: Suite) -> Suite {
     suite
@@ -16,6 +17,10 @@ pub fn add(suite: Suite) -> Suite {
         .case("kill_while_paused", kill_while_paused)
         .case("answers_are_quick", answers_are_quick)
         .case("metrics", metrics)
+        .case("features_like_the_stock_shims", features_like_the_stock_shims)
+        // containerd 1.7 does not ask for them, and 2.1 not runtime types other than runc's.
+        .distros(&[Distro::Forky])
+        .handlers(&[Handler::Kybernate])
         .case("ctr_lifecycle", ctr_lifecycle)
         .case("ctr_foreground", ctr_foreground)
 }
@@ -136,6 +141,29 @@ async fn metrics(cx: Case) -> Result<()> {
         "{} bytes of metrics",
         data.value.len()
     );
+    Ok(())
+}
+
+async fn features_like_the_stock_shims(cx: Case) -> Result<()> {
+    let status = cx
+        .lab
+        .cri()
+        .status(StatusRequest::default())
+        .await
+        .context("Status")?;
+    let handlers = status.into_inner().runtime_handlers;
+    let features = |handler: Handler| {
+        let found = handlers
+            .iter()
+            .find(|found| found.name == handler.to_string());
+        let found = found.with_context(|| format!("{handler} is not among {handlers:?}"))?;
+        found
+            .features
+            .clone()
+            .with_context(|| format!("{handler} tells no features"))
+    };
+    let (stock, ours) = (features(Handler::Runc)?, features(cx.handler)?);
+    ensure!(stock == ours, "stock {stock:?}, ours {ours:?}");
     Ok(())
 }
 

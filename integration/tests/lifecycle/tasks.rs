@@ -159,7 +159,6 @@ async fn features_like_the_stock_shims(cx: Case) -> Result<()> {
         let found = found.with_context(|| format!("{handler} is not among {handlers:?}"))?;
         found
             .features
-            .clone()
             .with_context(|| format!("{handler} tells no features"))
     };
     let (stock, ours) = (features(Handler::Runc)?, features(cx.handler)?);

@@ -95,6 +95,7 @@ impl<H: Handler> api::Plugin for Service<H> {
         let more = part.more;
         self.handler.synchronize(part.pods, part.containers, more);
         if !more {
+            info!("in service");
             self.in_service.store(true, Ordering::Relaxed);
         }
         Ok(SynchronizeResponse {

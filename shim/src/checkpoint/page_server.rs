@@ -108,9 +108,21 @@ struct LineState {
 impl Line {
     /// Closes the connection, now or as soon as there is one.
     pub fn cancel(&self) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.cancelled = true;
-        if let Some(stream) = state.stream.take() {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .cancelled = true;
+        self.hang_up();
+    }
+
+    fn hang_up(&self) {
+        let stream = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stream
+            .take();
+        if let Some(stream) = stream {
             // An error means that the peer is gone already.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -177,6 +189,8 @@ impl PageServer {
             answered: false,
         };
         let result = Session::new(peer, images).and_then(Session::run);
+        // The line's own handle would keep the connection open, and CRIU sending into it.
+        line.hang_up();
         match result {
             Err(_) if line.is_cancelled() => Err(PageServerError::Cancelled),
             other => other,
@@ -528,6 +542,33 @@ mod tests {
                 .unwrap_err()
                 .contains("before the dump was complete")
         );
+    }
+
+    #[test]
+    fn a_store_that_fails_ends_the_connection() {
+        struct Full;
+        impl PageImages for Full {
+            fn pages(&mut self, _: &str) -> io::Result<Box<dyn Pages + '_>> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let server = PageServer::bind().unwrap();
+        let address = server.address();
+        let client = std::thread::spawn(move || {
+            let mut s = TcpStream::connect(address).unwrap();
+            s.write_all(&header(true, 4, 0, 0, 257)).unwrap();
+            s.read_exact(&mut [0]).unwrap();
+            s.write_all(&header(true, 4 << 16 | 6, 1 << 20, 0, 257))
+                .unwrap();
+            // More than any socket buffer holds: it must fail, not wait for a reader.
+            (0..1 << 14).any(|_| s.write_all(&page(1, 1)).is_err())
+        });
+        let result = server.serve(std::process::id(), None, &mut Full);
+        assert!(
+            matches!(result, Err(PageServerError::Store(_))),
+            "{result:?}"
+        );
+        assert!(client.join().unwrap());
     }
 
     #[test]

@@ -10,5 +10,27 @@
 //! I/O.
 #![forbid(unsafe_code)]
 
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
 pub mod nri;
 pub mod plugin;
+
+/// Cancels the token at SIGTERM or SIGINT.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn cancel_on_signal(stop: &CancellationToken) -> io::Result<()> {
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+        stop.cancel();
+    });
+    Ok(())
+}

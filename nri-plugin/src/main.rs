@@ -12,8 +12,8 @@ use kybernate_nri::{
     },
     plugin::{Plugin, policy::Policy},
 };
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
 
 /// Prepares the containers of chosen pods for checkpoint and restore.
 #[derive(Debug, Parser)]
@@ -26,47 +26,35 @@ struct Args {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("KYBERNATE_LOG")
-                .unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .init();
-    match serve(Args::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let filter = EnvFilter::try_from_env("KYBERNATE_LOG").unwrap_or_else(|_| "info".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    log.with_writer(io::stderr).with_ansi(false).init();
+    let Err(error) = serve(Args::parse()).await else {
+        return ExitCode::SUCCESS;
+    };
+    tracing::error!("{error}");
+    ExitCode::FAILURE
 }
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     let settings = Settings::load()?.nri;
     let plugin = Plugin::new(Policy::new(&settings)?);
-    let variable = |name: &str| env::var(name).ok();
     let stop = CancellationToken::new();
-    let (mut term, mut int) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let signalled = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
-        signalled.cancel();
-    });
+    kybernate_nri::cancel_on_signal(&stop)?;
+    let variable = |name: &str| env::var(name).ok();
     if let Some(descriptor) = variable(SOCKET_VARIABLE) {
         let name = variable(NAME_VARIABLE).unwrap_or(settings.name);
         let index = variable(INDEX_VARIABLE).unwrap_or(settings.index);
         let stub = Stub::new(Identity::new(&name, &index)?, plugin);
         let session = stub.serve(connect::inherit(&descriptor)?);
-        stop.run_until_cancelled(session).await.transpose()?;
-    } else {
-        let stub = Stub::new(Identity::new(&settings.name, &settings.index)?, plugin);
-        stub.run(&args.socket.unwrap_or(settings.socket), &stop)
-            .await;
+        return Ok(stop
+            .run_until_cancelled(session)
+            .await
+            .transpose()
+            .map(drop)?);
     }
+    let stub = Stub::new(Identity::new(&settings.name, &settings.index)?, plugin);
+    stub.run(&args.socket.unwrap_or(settings.socket), &stop)
+        .await;
     Ok(())
 }

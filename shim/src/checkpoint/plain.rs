@@ -126,7 +126,7 @@ fn cri_directories(bundle: &Path, id: &str) -> Vec<PathBuf> {
 /// in the context of the same call. When that call is over, nobody else will.
 fn thaw_for_containerd(container: &Container, freezer: &Freezer, stop: &Stop) {
     let paused = container.paused_for();
-    if stop.reason().is_none() || !paused.is_some_and(|paused| paused < CONTAINERD_PAUSE) {
+    if stop.reason().is_none() || paused.is_none_or(|paused| paused >= CONTAINERD_PAUSE) {
         return;
     }
     match freezer.thaw() {

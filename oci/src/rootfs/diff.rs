@@ -75,11 +75,18 @@ pub fn diff(overlay: &Overlay, merged: &Path, out: &mut dyn Write) -> Result<Dif
     walk.run()?;
     index::other_names(&mut walk, &overlay.work)?;
     let mut deleted = Vec::new();
+    let mut unlisted = false;
     for path in walk.deleted {
-        match path.to_str() {
-            Some(path) => deleted.push(format!("/{path}")),
-            None => walk.packer.out.deletion(&path).map_err(DiffError::Write)?,
+        if let Some(path) = path.to_str() {
+            deleted.push(format!("/{path}"));
+        } else {
+            walk.packer.out.deletion(&path).map_err(DiffError::Write)?;
+            unlisted = true;
         }
+    }
+    if unlisted {
+        // Some readers take a header with no member after it for a cut off tar.
+        walk.packer.add(Path::new(""))?;
     }
     let packed = walk.packer.finish()?;
     Ok(Diff {

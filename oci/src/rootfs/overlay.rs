@@ -7,7 +7,8 @@
 //! The kernel writes blanks, tabs, newlines, backslashes and, in options, commas as `\ooo`.
 //! Layers appear in one of two forms (fs/overlayfs/params.c, Linux 6.8): `lowerdir=A:B::D`
 //! as the mounter wrote it, with `\:` for a colon that is part of a name and `::` before
-//! data-only layers, or one `lowerdir+=A` and `datadir+=D` per layer.
+//! data-only layers, or one `lowerdir+=A` and `datadir+=D` per layer. `upperdir` and `workdir`
+//! keep the mounter's backslashes too.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -221,8 +222,8 @@ impl Options {
             match option.split_once('=') {
                 Some(("lowerdir", value)) => options.lower = split_layers(value),
                 Some(("lowerdir+", value)) => options.lower.push(path(value)),
-                Some(("upperdir", value)) => options.upper = Some(path(value)),
-                Some(("workdir", value)) => options.work = Some(path(value)),
+                Some(("upperdir", value)) => options.upper = Some(directory(value)),
+                Some(("workdir", value)) => options.work = Some(directory(value)),
                 None if option == "userxattr" => options.user_xattrs = true,
                 _ => {}
             }
@@ -231,30 +232,44 @@ impl Options {
     }
 }
 
-/// The merged layers of a `lowerdir=` value. Escapes come in two nested kinds: the mounter's
-/// `\:`, of which the kernel shows the backslash as `\134`, and the kernel's octal ones.
+/// The merged layers of a `lowerdir=` value.
 fn split_layers(value: &str) -> Vec<PathBuf> {
     let mut layers = vec![Vec::new()];
-    let mut bytes = Octal(value.as_bytes()).peekable();
-    while let Some((byte, escaped)) = bytes.next() {
+    for (byte, protected) in mounters(value) {
         let layer = layers.last_mut().expect("starts with one and only grows");
-        if byte == b'\\' {
-            // A backslash protects what the mounter had to protect; elsewhere it is a name's.
-            let protects = |next: &(u8, bool)| matches!(next.0, b':' | b'\\' | b',');
-            layer.push(bytes.next_if(protects).map_or(byte, |next| next.0));
-        } else if byte == b':' && !escaped {
-            if layer.is_empty() {
-                break; // "::" begins the data-only layers.
-            }
-            layers.push(Vec::new());
-        } else {
+        if byte != b':' || protected {
             layer.push(byte);
+        } else if layer.is_empty() {
+            break; // "::" begins the data-only layers.
+        } else {
+            layers.push(Vec::new());
         }
     }
     let filled = layers.into_iter().filter(|layer| !layer.is_empty());
     filled
         .map(|layer| PathBuf::from(OsString::from_vec(layer)))
         .collect()
+}
+
+/// The directory of an `upperdir=` or `workdir=` value.
+fn directory(value: &str) -> PathBuf {
+    let bytes: Vec<u8> = mounters(value).map(|(byte, _)| byte).collect();
+    normal(Path::new(OsStr::from_bytes(&bytes)))
+}
+
+/// Bytes of a value that the mounter escaped, `\:`, and the kernel again, `\134:`, with whether
+/// either protected them.
+fn mounters(value: &str) -> impl Iterator<Item = (u8, bool)> {
+    let mut bytes = Octal(value.as_bytes()).peekable();
+    std::iter::from_fn(move || {
+        let (byte, escaped) = bytes.next()?;
+        // A backslash protects what has to be protected; before anything else it is a name's.
+        let protects = |next: &(u8, bool)| matches!(next.0, b':' | b'\\' | b',');
+        match bytes.next_if(|next| byte == b'\\' && protects(next)) {
+            Some((protected, _)) => Some((protected, true)),
+            None => Some((byte, escaped)),
+        }
+    })
 }
 
 /// A path field, decoded.

@@ -4,6 +4,7 @@
 //! is none.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod exact;
 mod hostile;
 mod lab;

@@ -41,10 +41,9 @@ async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     let plugin = Plugin::new(Policy::new(&settings)?);
     let stop = CancellationToken::new();
     kybernate_nri::cancel_on_signal(&stop)?;
-    let variable = |name: &str| env::var(name).ok();
-    if let Some(descriptor) = variable(SOCKET_VARIABLE) {
-        let name = variable(NAME_VARIABLE).unwrap_or(settings.name);
-        let index = variable(INDEX_VARIABLE).unwrap_or(settings.index);
+    if let Ok(descriptor) = env::var(SOCKET_VARIABLE) {
+        let name = env::var(NAME_VARIABLE).unwrap_or(settings.name);
+        let index = env::var(INDEX_VARIABLE).unwrap_or(settings.index);
         let stub = Stub::new(Identity::new(&name, &index)?, plugin);
         let session = stub.serve(connect::inherit(&descriptor)?);
         return Ok(stop

@@ -28,6 +28,8 @@ pub struct Args {
     pub bundle: String,
     /// Path of the socket to serve, for removal at the end.
     pub socket: String,
+    /// Path of a socket for profiles, which only Go has; not used.
+    pub debug_socket: String,
     /// More in the log.
     pub debug: bool,
     /// Print what the runtime can do.
@@ -114,6 +116,7 @@ impl Args {
             "publish-binary" => Some(&mut self.publish_binary),
             "bundle" => Some(&mut self.bundle),
             "socket" => Some(&mut self.socket),
+            "debug-socket" => Some(&mut self.debug_socket),
             _ => None,
         }
     }

@@ -31,6 +31,9 @@ const UNMOUNT_ATTEMPTS: u32 = 50;
 /// Pause between them.
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The mounts that this thread sees.
+const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
+
 /// Why a root file system could not be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -77,7 +80,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// The mount table.
-    #[error("cannot read /proc/self/mountinfo: {0}")]
+    #[error("cannot read {MOUNTINFO}: {0}")]
     Table(io::Error),
 }
 
@@ -227,7 +230,7 @@ fn mount_by_helper(one: &Mount, target: &Path) -> io::Result<()> {
     drop(command);
     let mut said = String::new();
     reader.read_to_string(&mut said)?;
-    let mounted = mount_points(&fs::read_to_string("/proc/self/mountinfo")?)
+    let mounted = mount_points(&fs::read_to_string(MOUNTINFO)?)
         .iter()
         .any(|point| point == target);
     if mounted {
@@ -250,7 +253,7 @@ pub fn unmount_all(target: &Path) -> Result<(), MountError> {
             });
         }
     };
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(MountError::Table)?;
+    let table = fs::read_to_string(MOUNTINFO).map_err(MountError::Table)?;
     for point in mount_points(&table)
         .iter()
         .rev()

@@ -98,7 +98,8 @@ impl Cgroup {
     }
 
     /// Sends a signal to all processes but `except`.
-    pub fn signal(&self, number: i32, except: &[u32]) {
+    pub fn signal(&self, number: i32, except: &[u32]) -> io::Result<()> {
+        self.check_foreign()?;
         for pid in self.pids().into_iter().filter(|pid| !except.contains(pid)) {
             if let Err(error) = self.signal_member(pid, number)
                 && error.raw_os_error() != Some(nix::libc::ESRCH)
@@ -106,6 +107,7 @@ impl Cgroup {
                 tracing::warn!(pid, number, %error, "cannot send a signal");
             }
         }
+        Ok(())
     }
 
     /// Signals one process, made sure by a pidfd that it is still a member when it gets it.
@@ -123,9 +125,22 @@ impl Cgroup {
         Ok(pidfd_send_signal(&process, signal)?)
     }
 
+    /// A group that this process is in too is no container's, whatever runc or a container
+    /// without a cgroup of its own made of it.
+    fn check_foreign(&self) -> io::Result<()> {
+        if self.pids().contains(&std::process::id()) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the cgroup holds the shim itself, so its processes are not all the container's",
+            ));
+        }
+        Ok(())
+    }
+
     /// Kills all processes, frozen or not, and those they start meanwhile. Blocks for a short
     /// time.
     pub fn kill(&self) -> io::Result<()> {
+        self.check_foreign()?;
         if let Self::V2(path) = self {
             match fs::write(path.join("cgroup.kill"), "1") {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => {
@@ -140,7 +155,7 @@ impl Cgroup {
             if self.pids().is_empty() {
                 return Ok(());
             }
-            self.signal(Signal::KILL.as_raw(), &[]);
+            self.signal(Signal::KILL.as_raw(), &[])?;
             self.thaw_for_kill()?;
             std::thread::sleep(KILL_PAUSE);
         }
@@ -229,6 +244,23 @@ mod tests {
         let v1 = Cgroup::from_paths(&paths, false);
         assert_eq!(v1, Cgroup::V1([("memory".to_owned(), "/m".into())].into()));
         assert_eq!(v1.processes(), Some(Path::new("/m")));
+    }
+
+    #[test]
+    fn a_group_that_holds_the_shim_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.kill"), "").unwrap();
+        fs::write(
+            dir.path().join("cgroup.procs"),
+            std::process::id().to_string(),
+        )
+        .unwrap();
+        let group = Cgroup::V2(dir.path().into());
+        assert!(group.kill().is_err() && group.signal(0, &[]).is_err());
+        assert_eq!(
+            fs::read_to_string(dir.path().join("cgroup.kill")).unwrap(),
+            ""
+        );
     }
 
     #[test]

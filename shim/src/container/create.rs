@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     criu,
-    io::{Endpoints, Owner, Stdio},
+    io::{Endpoints, Owner, Stdio, Streams},
     mount,
     options::Options,
     process::Process,
@@ -149,6 +149,20 @@ impl Container {
             pid: self.init.pid().unwrap_or(0),
             ..TaskCreate::default()
         });
+    }
+
+    /// Starts the copies for a process that runs. One whose stdio can't be had is ended: its
+    /// start fails, so nobody would hear of its end.
+    pub(super) async fn start_stdio(
+        &self,
+        stdio: Stdio,
+        pid: u32,
+    ) -> Result<Streams, ContainerError> {
+        let started = stdio.start(&self.shared.reaper).await;
+        if started.is_err() {
+            let _ = self.shared.reaper.signal(pid, nix::libc::SIGKILL);
+        }
+        Ok(started?)
     }
 
     /// Stdio for another process of this container.

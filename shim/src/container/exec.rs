@@ -127,7 +127,7 @@ impl Container {
         let pid = pid.map_err(self.host_error("read", &pid_file))?;
         let claim = operation.claim(pid);
         process.set_pid(pid);
-        process.keep_streams(stdio.start(&self.shared.reaper).await?);
+        process.keep_streams(self.start_stdio(stdio, pid).await?);
         Ok(claim)
     }
 

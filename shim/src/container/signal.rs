@@ -22,7 +22,7 @@ impl Container {
             });
         };
         let number = i32::try_from(signal).unwrap_or(0);
-        let failed = |source: std::io::Error| {
+        let failed = |source: std::io::Error| -> ContainerError {
             if source.raw_os_error() == Some(ESRCH) {
                 ContainerError::Finished {
                     id: self.id.clone(),
@@ -43,7 +43,7 @@ impl Container {
         match self.cgroup().filter(|_| all && exec_id.is_empty()) {
             Some(cgroup) => {
                 // init last: its end takes the others along, and with them their own handlers.
-                cgroup.signal(number, &[pid]);
+                cgroup.signal(number, &[pid]).map_err(failed)?;
                 self.shared.reaper.signal(pid, number).map_err(failed)?;
             }
             None => self.shared.reaper.signal(pid, number).map_err(failed)?,

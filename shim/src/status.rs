@@ -49,11 +49,28 @@ impl Class {
 impl From<TaskError> for Error {
     fn from(error: TaskError) -> Self {
         let class = error.class();
+        let message = with_causes(&error);
         if class == Class::Unknown {
-            tracing::error!(%error, "call failed");
+            tracing::error!(error = message, "call failed");
         }
-        Self::RpcStatus(get_status(class.code(), error.to_string()))
+        Self::RpcStatus(get_status(class.code(), message))
     }
+}
+
+/// The message of an error and of its causes, as far as it does not tell them itself: the
+/// caller gets one line, and nothing else of the error crosses the socket.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = error.source();
+    }
+    message
 }
 
 impl From<crate::pod::PodError> for Error {
@@ -72,6 +89,27 @@ mod tests {
             Error::RpcStatus(status) => status.code(),
             other => panic!("not a status: {other}"),
         }
+    }
+
+    #[test]
+    fn the_message_ends_with_the_cause_and_tells_it_once() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let host = ContainerError::Host {
+            action: "write",
+            path: "/x".into(),
+            source: full(),
+        };
+        assert_eq!(
+            with_causes(&TaskError::from(host)),
+            format!("cannot write /x: {}", full())
+        );
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot do it")]
+        struct Silent(#[source] std::io::Error);
+        assert_eq!(
+            with_causes(&Silent(full())),
+            format!("cannot do it: {}", full())
+        );
     }
 
     #[test]

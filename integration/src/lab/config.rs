@@ -63,7 +63,6 @@ pub(super) fn containerd(distro: Distro, options: &LabOptions, handlers: &[Handl
             }
             Handler::KybernateTyped => "runtime_type = 'io.containerd.kybernate.v1'\n",
         });
-        text.push_str("pod_annotations = ['kybernate.io/*']\n");
         text.push_str("container_annotations = ['kybernate.io/*']\n");
         if *handler == Handler::KybernateTyped {
             text.push_str(&format!(

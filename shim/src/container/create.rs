@@ -10,7 +10,7 @@ use containerd_shim_protos::{
     api::Mount,
     events::task::{TaskCreate, TaskIO},
 };
-use kybernate_config::names::RESTORE_FROM;
+use kybernate_config::names::{CRI_CONTAINER_TYPE, RESTORE_FROM};
 use protobuf::{MessageField, well_known_types::any::Any};
 
 use super::{
@@ -247,7 +247,13 @@ fn make_rootfs(path: &Path) -> Result<(), ContainerError> {
         })
 }
 
+/// What the container is restored from. A pod's sandbox is never: its annotations are the
+/// pod's own, which its author writes, and nobody checks them.
 fn restore_source(spec: &SpecFacts, checkpoint: &str) -> Option<Source> {
+    let kind = spec.annotations.get(CRI_CONTAINER_TYPE);
+    if kind.is_some_and(|kind| kind == "sandbox") {
+        return None;
+    }
     match (spec.annotations.get(RESTORE_FROM), checkpoint) {
         (Some(archive), _) if !archive.is_empty() => Some(Source::Archive(archive.into())),
         (_, "") => None,
@@ -302,5 +308,10 @@ mod tests {
         }
         let empty = spec(r#"{"annotations":{"kybernate.io/restore-from":""}}"#);
         assert_eq!(restore_source(&empty, ""), None);
+        let sandbox = spec(
+            r#"{"annotations":{"kybernate.io/restore-from":"/a.tar.zst",
+                "io.kubernetes.cri.container-type":"sandbox"}}"#,
+        );
+        assert_eq!(restore_source(&sandbox, ""), None);
     }
 }

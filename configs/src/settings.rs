@@ -38,7 +38,7 @@ pub struct CheckpointSettings {
     pub buffer: String,
     /// Directory for CRIU's small images while a dump runs. Best on tmpfs.
     pub work_dir: PathBuf,
-    /// Seconds a checkpoint may take when its caller sets no deadline.
+    /// Seconds after which a checkpoint rolls back, whatever deadline its caller set.
     pub timeout_s: u64,
 }
 

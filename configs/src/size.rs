@@ -1,8 +1,13 @@
 //! Sizes as people write them: `262144`, `256KiB`, `256MiB`, `1GiB`.
 
 /// Bytes per unit, binary units alone: nobody means 1000 when memory is the subject.
-const UNITS: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const UNITS: [(&str, u64); 5] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 /// Text that is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +32,11 @@ pub fn display(bytes: u64) -> String {
     for (name, unit) in UNITS {
         if bytes >= unit && unit > 1 {
             let value = bytes as f64 / unit as f64;
-            let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
+            let digits = if value < 10.0 {
+                2
+            } else {
+                usize::from(value < 100.0)
+            };
             return format!("{value:.digits$} {name}");
         }
     }
@@ -40,9 +49,13 @@ mod tests {
 
     #[test]
     fn sizes_parse_with_and_without_units() {
-        for (text, bytes) in
-            [("0", 0), ("17", 17), ("17B", 17), ("256MiB", 256 << 20), (" 1 GiB ", 1 << 30)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("17B", 17),
+            ("256MiB", 256 << 20),
+            (" 1 GiB ", 1 << 30),
+        ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
         for text in ["", "MiB", "-1", "1.5GiB", "256MB", "99999999999TiB"] {

@@ -20,6 +20,15 @@ const PLACES: [(&str, u32); 7] = [
     ("/run/containerd/fifo", 1),
 ];
 
+/// Directories that come with the first checkpoint or restore and stay.
+const FIXED: [&str; 5] = [
+    "/run/kybernate",
+    "/run/kybernate/dump",
+    "/run/kybernate/restore",
+    "/var/lib/kybernate/archives",
+    "/var/lib/kybernate/restore",
+];
+
 /// How long something may take to vanish.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -123,6 +132,8 @@ fn files(directory: &Path, name: &str, depth: u32, facts: &mut BTreeSet<String>)
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             files(&entry.path(), &name, depth - 1, facts);
         }
-        facts.insert(format!("file {name}"));
+        if !FIXED.contains(&name.as_str()) {
+            facts.insert(format!("file {name}"));
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kybernate_config::request::{CheckpointRequest, PROGRESS_FILE, REQUEST_VERSION};
+use kybernate_config::request::{CheckpointRequest, PROGRESS_FILE, REQUEST_FILE, REQUEST_VERSION};
 use kybernate_hooks::containerd::{
     pack,
     runc::CheckpointOptions,
@@ -183,9 +183,11 @@ pub async fn client_lets_go(cx: Case) -> Result<()> {
             Ok((!path.join("archive.tar.zst").exists()).then_some(()))
         })
         .await?;
+        let left = staging.entries()?;
+        let known = [REQUEST_FILE, PROGRESS_FILE];
         ensure!(
-            path.join(PROGRESS_FILE).exists(),
-            "no progress was reported"
+            left.iter().all(|name| known.contains(&name.as_str())),
+            "left in the staging directory: {left:?}"
         );
     }
     node.is_unchanged().await?;

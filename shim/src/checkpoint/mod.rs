@@ -28,6 +28,7 @@ pub mod workdir;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use containerd_shim_protos::shim::oci::CheckpointOptions;
@@ -77,6 +78,7 @@ pub async fn run(
     let stop = Stop::default();
     let _follow = stop.follow(call);
     let settings = Settings::load()?;
+    let _limit = stop.after(Duration::from_secs(settings.checkpoint.timeout_s));
     match Request::read(&task.path, &settings.checkpoint)? {
         Some(request) => archive::run(&container, &task, request, &settings, &stop).await,
         None => plain::run(&container, &task, &stop).await,

@@ -59,6 +59,15 @@ impl Stop {
         self.reason.get().copied()
     }
 
+    /// Stops with [`StopReason::Deadline`] after `limit`, whatever the caller says.
+    pub fn after(&self, limit: Duration) -> Watch {
+        let stop = self.clone();
+        Watch(tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            stop.stop(StopReason::Deadline);
+        }))
+    }
+
     /// Stops with [`StopReason::CallEnded`] when `call` is cancelled. Ends with `self`'s task.
     pub fn follow(&self, call: CancellationToken) -> Watch {
         let stop = self.clone();

@@ -120,7 +120,7 @@ impl Archive {
 
     /// Its manifest.
     pub fn manifest(&self) -> Result<Manifest> {
-        let archive = kybernate_oci::archive::Archive::open(&self.file())?;
+        let archive = kybernate_oci::archive::Archive::open(self.file())?;
         Ok(archive.manifest().clone())
     }
 

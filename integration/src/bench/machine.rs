@@ -37,14 +37,14 @@ impl Machine {
         let cpu = field(&read("/proc/cpuinfo"), "model name");
         let memory = field(&read("/proc/meminfo"), "MemTotal");
         let kib: u64 = memory.trim_end_matches(" kB").parse().unwrap_or(0);
-        let filesystem = lab.exec(&["stat", "-f", "-c", "%T", "/var/lib/kybernate"])?;
+        let mounts = fs::read_to_string(lab.path("/proc/1/mountinfo"))?;
         let v2 = lab.path("/sys/fs/cgroup/cgroup.controllers").exists();
         Ok(Self {
             cpu,
             cores: std::thread::available_parallelism()?.get(),
             memory: kib << 10,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            filesystem: filesystem.trim().to_owned(),
+            filesystem: filesystem(&mounts, "/var/lib/kybernate"),
             disk: disk(lab)?,
             versions: versions(lab.versions()),
             cgroup: if v2 { "v2" } else { "v1" },
@@ -59,6 +59,15 @@ fn field(text: &str, name: &str) -> String {
     found
         .map(|(_, value)| value.trim().to_owned())
         .unwrap_or_default()
+}
+
+/// The type of what is mounted on `target`.
+fn filesystem(mountinfo: &str, target: &str) -> String {
+    let mounted = mountinfo
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some(target));
+    let kind = mounted.and_then(|line| line.split_once(" - ")?.1.split(' ').next());
+    kind.unwrap_or_default().to_owned()
 }
 
 fn disk(lab: &Lab) -> Result<f64> {

@@ -135,7 +135,7 @@ impl Report {
                 "MiB",
             ),
             target(
-                "restore to zstd | tar and runc restore",
+                "restore to unpacking and runc restore",
                 self.restores.ours() / self.restores.in_sequence(),
                 1.0,
                 false,
@@ -203,10 +203,12 @@ impl Report {
         let _ = write!(
             text,
             "\n## Restore, {} MiB\n\n| way | seconds to the running program |\n|---|---|\n\
-             | Kybernate: CreateContainer and StartContainer | {:.2} |\n\
+             | Kybernate: CreateContainer, then StartContainer | {:.2} ({:.2} + {:.2}) |\n\
              | `zstd -d \\| tar x` into tmpfs, then `runc restore` | {:.2} ({:.2} + {:.2}) |\n",
             r.mib,
             r.ours(),
+            median(&r.create),
+            median(&r.start),
             r.in_sequence(),
             median(&r.unpack),
             median(&r.runc),

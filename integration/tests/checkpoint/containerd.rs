@@ -104,10 +104,19 @@ async fn restore_by_hand(cx: &Case, id: &str, bundle: &str, images: &str, at: u6
     let what = "the restored program counts";
     eventually(what, Duration::from_secs(15), || async {
         let text = read("out")?;
-        let number = |line: &str| line.strip_prefix("t=")?.split(' ').next()?.parse::<u64>().ok();
+        let number = |line: &str| {
+            line.strip_prefix("t=")?
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        };
         let numbers: Vec<u64> = text.lines().filter_map(number).collect();
         ensure!(!text.contains("CORRUPT"), "{text}");
-        ensure!(numbers.first().is_none_or(|first| *first >= at), "from {at} to {numbers:?}");
+        ensure!(
+            numbers.first().is_none_or(|first| *first >= at),
+            "from {at} to {numbers:?}"
+        );
         Ok((text.contains("OK") && numbers.len() > 5).then_some(()))
     })
     .await
@@ -211,14 +220,10 @@ pub async fn container_without_cri(cx: Case) -> Result<()> {
         ))
     };
     let counts = async |id: &str, above: u64| {
-        eventually(
-            "the file counts",
-            Duration::from_secs(15),
-            || async {
-                let number: u64 = fs::read_to_string(root(id))?.trim().parse().unwrap_or(0);
-                Ok((number > above).then_some(number))
-            },
-        )
+        eventually("the file counts", Duration::from_secs(15), || async {
+            let number: u64 = fs::read_to_string(root(id))?.trim().parse().unwrap_or(0);
+            Ok((number > above).then_some(number))
+        })
         .await
     };
     let remove = async |id: &str| {

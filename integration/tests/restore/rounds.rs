@@ -67,7 +67,7 @@ pub async fn three_rounds(cx: Case) -> Result<()> {
         work.went_on(&container, at)
             .await
             .with_context(|| format!("round {round}"))?;
-        let opened = kybernate_oci::archive::Archive::open(&archive.file())?;
+        let opened = kybernate_oci::archive::Archive::open(archive.file())?;
         parent = Some(opened.manifest_sha256().to_owned());
     }
     Ok(())

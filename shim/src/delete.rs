@@ -12,6 +12,7 @@ use std::{
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp};
+use tokio::task::JoinSet;
 
 use crate::{
     args::Args,
@@ -64,9 +65,12 @@ pub fn run(args: &Args) -> Result<(), DeleteError> {
     runtime.block_on(async {
         let reaper = Reaper::new();
         tokio::spawn(reaper.clone().run());
+        // At once: containerd waits for a few seconds only.
+        let mut cleaning = JoinSet::new();
         for (id, bundle) in left_behind(args, &bundle) {
-            clean(&id, &args.namespace, &bundle, &reaper).await;
+            cleaning.spawn(clean(id, args.namespace.clone(), bundle, reaper.clone()));
         }
+        cleaning.join_all().await;
     });
     let reply = DeleteResponse {
         pid,
@@ -119,23 +123,26 @@ fn left_behind(args: &Args, bundle: &Path) -> Vec<(String, PathBuf)> {
     found
 }
 
-async fn clean(id: &str, namespace: &str, bundle: &Path, reaper: &Reaper) {
-    let options = Options::read(bundle);
-    let facts = SpecFacts::read(bundle)
-        .or_else(|_| SpecFacts::parse("{}"))
-        .expect("an empty spec has no facts that could be missing");
-    let runc = Runc::new(&options, &facts, namespace, bundle, reaper.clone());
-    let paths = runc.cgroup_paths(id);
-    if let Err(error) = runc.delete(id, true).await {
-        complain(id, &error);
+async fn clean(id: String, namespace: String, bundle: PathBuf, reaper: Reaper) {
+    let options = Options::read(&bundle);
+    let facts = SpecFacts::read(&bundle).unwrap_or_default();
+    let runc = Runc::new(&options, &facts, &namespace, &bundle, reaper);
+    let paths = runc.cgroup_paths(&id);
+    if let Err(error) = runc.delete(&id, true).await {
+        complain(&id, &error);
     }
-    if !paths.is_empty()
-        && let Err(error) = Cgroup::of(&paths, 0).and_then(|cgroup| cgroup.kill())
-    {
-        complain(id, &error);
-    }
-    if let Err(error) = mount::unmount_all(&bundle.join(ROOTFS)) {
-        complain(id, &error);
+    let rest = move || {
+        if !paths.is_empty()
+            && let Err(error) = Cgroup::of(&paths, 0).and_then(|cgroup| cgroup.kill())
+        {
+            complain(&id, &error);
+        }
+        if let Err(error) = mount::unmount_all(&bundle.join(ROOTFS)) {
+            complain(&id, &error);
+        }
+    };
+    if let Err(panic) = tokio::task::spawn_blocking(rest).await {
+        complain("", &panic);
     }
 }
 

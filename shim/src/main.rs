@@ -1,10 +1,6 @@
 //! `containerd-shim-kybernate-v1`, run by containerd; see the library.
 
-use std::{
-    error::Error,
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{error::Error, io, io::Write, process::ExitCode};
 
 use kybernate_shim::{
     args::{Action, Args},

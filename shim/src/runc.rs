@@ -19,11 +19,11 @@ use std::{
 use serde::Deserialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 
-use crate::{
-    options::Options,
-    reaper::{Claim, Exit, Reaper},
-    spec::SpecFacts,
-};
+mod child;
+
+pub use child::RuncChild;
+
+use crate::{options::Options, reaper::Reaper, spec::SpecFacts};
 
 /// runc's state directory unless the options name another; the namespace is appended.
 pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
@@ -262,57 +262,6 @@ impl Runc {
     }
 }
 
-/// A run of runc.
-#[derive(Debug)]
-pub struct RuncChild {
-    claim: Claim,
-    operation: String,
-    log: Option<PathBuf>,
-    exit: Option<(u32, String)>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-    reaper: Reaper,
-}
-
-impl RuncChild {
-    /// runc's pid.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.claim.pid
-    }
-
-    /// Waits for its end. Dropping the future loses nothing, and it may be called again.
-    pub async fn wait(&mut self) -> Result<(), RuncError> {
-        let (status, message) = match &self.exit {
-            Some(exit) => exit.clone(),
-            None => {
-                let Exit { status, .. } = self.claim.wait().await;
-                let message = self
-                    .log
-                    .take()
-                    .map(|log| take_log(&log))
-                    .unwrap_or_default();
-                self.exit.insert((status, message)).clone()
-            }
-        };
-        if status == 0 {
-            return Ok(());
-        }
-        let operation = self.operation.clone();
-        Err(RuncError::Failed {
-            operation,
-            message: or_status(message, status),
-            status,
-        })
-    }
-
-    /// Kills it. [`RuncChild::wait`] still has to be called. What runc itself started lives on.
-    pub fn kill(&self) -> io::Result<()> {
-        self.reaper
-            .signal(self.claim.pid, rustix::process::Signal::KILL.as_raw())
-    }
-}
-
 impl RuncError {
     fn with_stderr(self, stderr: &[u8]) -> Self {
         let text = String::from_utf8_lossy(stderr);
@@ -359,29 +308,6 @@ fn operation_of(command: &Command) -> String {
         }
     }
     String::new()
-}
-
-/// Reads a log for its last error and removes it.
-fn take_log(path: &Path) -> String {
-    let text = fs::read(path).unwrap_or_default();
-    let _ = fs::remove_file(path);
-    last_error(&text)
-}
-
-/// The message of the last line at level `error` in a log of runc.
-fn last_error(log: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Line {
-        level: String,
-        msg: String,
-    }
-    serde_json::Deserializer::from_slice(log)
-        .into_iter::<Line>()
-        .map_while(Result::ok)
-        .filter(|line| line.level == "error" || line.level == "fatal")
-        .last()
-        .map(|line| line.msg.trim().to_owned())
-        .unwrap_or_default()
 }
 
 async fn read_all(fd: Option<OwnedFd>) -> Vec<u8> {
@@ -440,17 +366,6 @@ mod tests {
             log(&runc.command("start")),
             log(&runc.clone().command("start"))
         );
-    }
-
-    #[test]
-    fn the_last_error_of_a_log_is_its_message() {
-        let log = br#"{"level":"warning","msg":"w","time":"t"}
-{"level":"error","msg":"first","time":"t"}
-{"level":"error","msg":" container \"x\" does not exist\n","time":"t"}
-{"level":"info","msg":"i","time":"t"}
-{"level":"err"#;
-        assert_eq!(last_error(log), "container \"x\" does not exist");
-        assert_eq!(last_error(b"panic: not json"), "");
     }
 
     #[test]

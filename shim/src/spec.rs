@@ -19,7 +19,7 @@ pub const GROUP_ANNOTATIONS: [&str; 2] = [
 ];
 
 /// What the shim takes from a spec.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecFacts {
     /// `annotations`.
     pub annotations: BTreeMap<String, String>,

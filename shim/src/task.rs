@@ -13,86 +13,27 @@ use containerd_shim_protos::{
         CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
         PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
         ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-        StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
+        StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
     },
     events::task::{TaskCheckpointed, TaskDelete},
-    shim::oci::{CheckpointOptions, ProcessDetails},
     shim_async::Task,
 };
-use protobuf::{
-    EnumOrUnknown, Message, MessageField,
-    well_known_types::{any::Any, timestamp::Timestamp},
-};
+use protobuf::{EnumOrUnknown, MessageField};
 use tokio_util::sync::CancellationToken;
 use ttrpc::asynchronous::TtrpcContext;
+
+mod error;
+mod wire;
+
+pub use error::TaskError;
 
 use crate::{
     checkpoint,
     container::{Container, ContainerError, CreateRequest},
     io::Endpoints,
-    pod::{Pod, PodError},
-    process::{Process, ProcessState},
-    reaper::Exit,
-    status::Class,
+    pod::Pod,
+    task::wire::{checkpoint_options, ending, process_details, status},
 };
-
-/// `type_url` of [`ProcessDetails`].
-const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
-/// `type_url` of [`CheckpointOptions`].
-const CHECKPOINT_OPTIONS: &str = "containerd.runc.v1.CheckpointOptions";
-
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TaskError {
-    /// The pod or the container refused.
-    #[error(transparent)]
-    Pod(#[from] PodError),
-    /// The request lacks something.
-    #[error("the request has no {0}")]
-    Missing(&'static str),
-    /// A message inside the request is damaged, or of another type.
-    #[error("{what} of type {type_url:?} do not decode: {source}")]
-    Decode {
-        /// What it is.
-        what: &'static str,
-        /// Its type.
-        type_url: String,
-        /// The decoder's message.
-        source: protobuf::Error,
-    },
-    /// The metrics can't be read.
-    #[error("cannot read the metrics of container {id}: {source}")]
-    Metrics {
-        /// The container.
-        id: String,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// A bug.
-    #[error("internal error: {0}")]
-    Panic(tokio::task::JoinError),
-}
-
-impl From<ContainerError> for TaskError {
-    fn from(error: ContainerError) -> Self {
-        Self::Pod(error.into())
-    }
-}
-
-impl TaskError {
-    /// What kind of failure it is for the caller.
-    #[must_use]
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Pod(error) => error.class(),
-            Self::Missing(_) | Self::Decode { .. } => Class::InvalidArgument,
-            Self::Metrics { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Class::NotFound
-            }
-            Self::Metrics { .. } | Self::Panic(_) => Class::Unknown,
-        }
-    }
-}
 
 type Reply<T> = ttrpc::Result<T>;
 
@@ -215,27 +156,8 @@ impl TaskService {
     }
 
     fn do_pids(&self, r: &PidsRequest) -> Result<PidsResponse, TaskError> {
-        let details = |exec_id| {
-            let details = ProcessDetails {
-                exec_id,
-                ..ProcessDetails::default()
-            };
-            let type_url = PROCESS_DETAILS.into();
-            details
-                .write_to_bytes()
-                .map(|value| Any {
-                    type_url,
-                    value,
-                    ..Any::default()
-                })
-                .map_err(|source| TaskError::Decode {
-                    what: "process details",
-                    type_url: PROCESS_DETAILS.into(),
-                    source,
-                })
-        };
         let info = |(pid, exec_id): (u32, Option<String>)| {
-            let info = exec_id.map(details).transpose()?.into();
+            let info = exec_id.map(process_details).transpose()?.into();
             Ok(ProcessInfo {
                 pid,
                 info,
@@ -317,47 +239,6 @@ impl TaskService {
             ..ConnectResponse::default()
         }
     }
-}
-
-/// Pid, exit status and exit time; zeros and nothing while it lives.
-fn ending(process: &Process) -> (u32, u32, MessageField<Timestamp>) {
-    let pid = process.pid().unwrap_or(0);
-    match process.exit() {
-        Some(Exit { status, at, .. }) => (pid, status, MessageField::some(Timestamp::from(at))),
-        None => (pid, 0, MessageField::none()),
-    }
-}
-
-fn status(state: ProcessState) -> Status {
-    match state {
-        ProcessState::Created => Status::CREATED,
-        ProcessState::Running => Status::RUNNING,
-        ProcessState::Pausing => Status::PAUSING,
-        ProcessState::Paused => Status::PAUSED,
-        ProcessState::Stopped => Status::STOPPED,
-    }
-}
-
-/// Options of a checkpoint, when they are there and of the known type.
-fn checkpoint_options(any: &Any) -> Result<Option<CheckpointOptions>, TaskError> {
-    match any.type_url.rsplit('/').next() {
-        Some(CHECKPOINT_OPTIONS) => {}
-        None | Some("") => return Ok(None),
-        Some(other) => {
-            tracing::warn!(
-                type_url = other,
-                "unknown checkpoint options; they are ignored"
-            );
-            return Ok(None);
-        }
-    }
-    CheckpointOptions::parse_from_bytes(&any.value)
-        .map(Some)
-        .map_err(|source| TaskError::Decode {
-            what: "checkpoint options",
-            type_url: any.type_url.clone(),
-            source,
-        })
 }
 
 #[async_trait]
@@ -472,37 +353,5 @@ impl Task for TaskService {
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Reply<Empty> {
         self.pod.close();
         Ok(Empty::new())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_checkpoint_options_are_none() {
-        let any = |type_url: &str, value: Vec<u8>| Any {
-            type_url: type_url.into(),
-            value,
-            ..Any::default()
-        };
-        assert!(checkpoint_options(&Any::new()).unwrap().is_none());
-        assert!(
-            checkpoint_options(&any("a.B", vec![0xff]))
-                .unwrap()
-                .is_none()
-        );
-        assert!(checkpoint_options(&any(CHECKPOINT_OPTIONS, vec![0xff])).is_err());
-        let options = CheckpointOptions {
-            exit: true,
-            ..CheckpointOptions::default()
-        };
-        let bytes = options.write_to_bytes().unwrap();
-        assert!(
-            checkpoint_options(&any(CHECKPOINT_OPTIONS, bytes))
-                .unwrap()
-                .unwrap()
-                .exit
-        );
     }
 }

@@ -6,11 +6,14 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
 use protobuf::well_known_types::any::Any;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::sys;
 
 pub mod oom;
 mod read;
@@ -22,7 +25,10 @@ pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Rounds in which what survives a kill is killed again.
 const KILL_ROUNDS: u32 = 20;
+/// Pause between them.
 const KILL_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+/// How many processes are held at a time.
+const SIGNAL_BATCH: usize = 128;
 
 /// The directories of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,31 +104,36 @@ impl Cgroup {
     }
 
     /// Sends a signal to all processes but `except`.
+    ///
+    /// A pid that is free again may be anybody's. So each process is held by a pidfd first,
+    /// and gets the signal if its pid is still a member's after that.
     pub fn signal(&self, number: i32, except: &[u32]) -> io::Result<()> {
         self.check_foreign()?;
-        for pid in self.pids().into_iter().filter(|pid| !except.contains(pid)) {
-            if let Err(error) = self.signal_member(pid, number)
-                && error.raw_os_error() != Some(nix::libc::ESRCH)
-            {
-                tracing::warn!(pid, number, %error, "cannot send a signal");
+        let pids: Vec<u32> = self
+            .pids()
+            .into_iter()
+            .filter(|pid| !except.contains(pid))
+            .collect();
+        for pids in pids.chunks(SIGNAL_BATCH) {
+            let held: Vec<_> = pids.iter().map(|pid| (*pid, hold(*pid))).collect();
+            let members = self.pids();
+            for (pid, process) in held {
+                let Some(process) = process.filter(|_| members.contains(&pid)) else {
+                    continue;
+                };
+                let sent = match Signal::from_named_raw(number) {
+                    Some(signal) => pidfd_send_signal(&process, signal).map_err(io::Error::from),
+                    // Real-time signals, and 0.
+                    None => sys::kill(pid, number),
+                };
+                if let Err(error) = sent
+                    && error.raw_os_error() != Some(nix::libc::ESRCH)
+                {
+                    tracing::warn!(pid, number, %error, "cannot send a signal");
+                }
             }
         }
         Ok(())
-    }
-
-    /// Signals one process, made sure by a pidfd that it is still a member when it gets it.
-    fn signal_member(&self, pid: u32, number: i32) -> io::Result<()> {
-        let (Some(signal), Some(raw)) = (
-            Signal::from_named_raw(number),
-            i32::try_from(pid).ok().and_then(Pid::from_raw),
-        ) else {
-            return crate::sys::kill(pid, number);
-        };
-        let process = pidfd_open(raw, PidfdFlags::empty())?;
-        if !self.pids().contains(&pid) {
-            return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
-        }
-        Ok(pidfd_send_signal(&process, signal)?)
     }
 
     /// A group that this process is in too is no container's, whatever runc or a container
@@ -201,6 +212,11 @@ impl Cgroup {
             ..Any::default()
         })
     }
+}
+
+fn hold(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 fn collect_pids(directory: &Path, pids: &mut Vec<u32>) {

@@ -21,34 +21,33 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::fs::{FileTypeExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use rustix::{
     fs::{Gid, OFlags, Uid, fchown},
     pipe::{PipeFlags, pipe_with},
-    termios::{Winsize, tcsetwinsize},
 };
-use tokio::{io::unix::AsyncFd, task::JoinHandle, time::Instant};
 
 pub mod console;
 pub mod copy;
 pub mod logger;
+mod streams;
 pub mod uri;
+
+pub use streams::{DRAIN, Streams};
 
 use console::ConsoleSocket;
 use copy::Sink;
 use logger::Logger;
 use uri::Output;
 
-/// How long `Delete` waits for output that is still under way.
-pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long runc may take to hand over a terminal.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -352,87 +351,4 @@ fn open_file(path: &Path) -> Result<File, StdioError> {
         path: path.into(),
         source,
     })
-}
-
-/// Stdio of a process that runs.
-#[derive(Debug, Default)]
-pub struct Streams {
-    /// The write end of the stdin FIFO, until `CloseIO`.
-    keeper: Mutex<Option<OwnedFd>>,
-    input: Option<JoinHandle<()>>,
-    outputs: Vec<JoinHandle<()>>,
-    console: Option<Arc<AsyncFd<OwnedFd>>>,
-    logger: Mutex<Option<Logger>>,
-}
-
-impl Streams {
-    fn feed(&mut self, path: &str, sink: Sink) -> Result<(), StdioError> {
-        let failed = |source| StdioError::Open {
-            stream: "stdin",
-            path: path.into(),
-            source,
-        };
-        let flags = OFlags::NONBLOCK.bits().cast_signed();
-        let open = |o: &mut OpenOptions| o.custom_flags(flags).open(path).map_err(failed);
-        let source = open(OpenOptions::new().read(true))?;
-        let keeper = open(OpenOptions::new().write(true))?;
-        self.keeper = Mutex::new(Some(keeper.into()));
-        self.input = Some(copy::spawn("stdin", source.into(), sink));
-        Ok(())
-    }
-
-    /// Lets the process see the end of its input, once the client has closed its side.
-    pub fn close_stdin(&self) {
-        self.keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-    }
-
-    /// Sets the size of the terminal, in characters. Nothing happens without a terminal.
-    pub fn resize(&self, width: u32, height: u32) -> io::Result<()> {
-        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
-        let size = Winsize {
-            ws_row: cells(height),
-            ws_col: cells(width),
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        match &self.console {
-            Some(console) => Ok(tcsetwinsize(console.get_ref().as_fd(), size)?),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until all output has been delivered, at most [`DRAIN`], and ends the copies.
-    pub async fn drain(mut self) {
-        self.close_stdin();
-        if let Some(input) = self.input.take() {
-            input.abort();
-        }
-        let end = Instant::now() + DRAIN;
-        for mut output in std::mem::take(&mut self.outputs) {
-            if tokio::time::timeout_at(end, &mut output).await.is_err() {
-                tracing::warn!("output of an ended process is held open; closing it");
-                output.abort();
-            }
-        }
-        let logger = self
-            .logger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(logger) = logger {
-            logger.finish(end).await;
-        }
-    }
-}
-
-impl Drop for Streams {
-    fn drop(&mut self) {
-        self.input
-            .iter()
-            .chain(&self.outputs)
-            .for_each(JoinHandle::abort);
-    }
 }

@@ -44,8 +44,13 @@ use super::{
 };
 use crate::{container::Container, process::ProcessState, restore};
 
-/// Bytes of tar in one frame.
-const FRAME: usize = 4 << 20;
+/// Bytes of tar in one frame: small frames compress worse, large ones decompress on fewer
+/// threads.
+const FRAME: u64 = 4 << 20;
+/// A buffer that holds fewer frames than this gets smaller ones.
+const FRAMES: u64 = 32;
+/// The smallest frame that the archive knows.
+const LEAST_FRAME: u64 = 64 << 10;
 
 /// Takes the checkpoint that `request` asks for.
 pub async fn run(
@@ -79,8 +84,8 @@ pub async fn run(
     let options = WriteOptions {
         level: request.level,
         buffer: request.buffer,
-        workers: std::thread::available_parallelism().map_or(1, usize::from),
-        frame_size: FRAME,
+        frame_size: frame_size(request.buffer),
+        ..WriteOptions::default()
     };
     let mut writer = Writer::new(partial.open()?, options)?;
     writer.directory("checkpoint/")?;
@@ -352,6 +357,12 @@ fn host<'a>(
     }
 }
 
+/// A frame that fits the buffer often enough to keep every thread busy.
+fn frame_size(buffer: u64) -> usize {
+    let fits = (buffer / FRAMES).clamp(LEAST_FRAME, FRAME);
+    usize::try_from(1_u64 << fits.ilog2()).expect("at most 4 MiB")
+}
+
 /// How long each phase took.
 #[derive(Default)]
 struct Phases(Vec<manifest::Phase>);
@@ -428,5 +439,23 @@ impl Pages for Stream<'_> {
     fn finish(self: Box<Self>) -> io::Result<()> {
         self.0.finish()?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_buffer_gets_small_frames() {
+        for (buffer, frame) in [
+            (8 << 30, 4 << 20),
+            (128 << 20, 4 << 20),
+            (127 << 20, 2 << 20),
+            (16 << 20, 512 << 10),
+            (0, 64 << 10),
+        ] {
+            assert_eq!(frame_size(buffer), frame, "{buffer}");
+        }
     }
 }

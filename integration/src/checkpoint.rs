@@ -20,12 +20,18 @@ use kybernate_oci::manifest::Manifest;
 use tokio::process::Command;
 use tonic::{Request, Status};
 
-use crate::{Container, Lab};
+use crate::{Container, Distro, Handler, Lab};
 
 /// Where archives of the suites lie in a lab: on disk.
 pub const ARCHIVES: &str = "/var/lib/kybernate/archives";
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
+
+/// Whether checkpoints reach a handler at all: containerd 1.7 hands their options to the stock
+/// runtime type alone.
+pub fn can_checkpoint(distro: Distro, handler: Handler) -> bool {
+    distro != Distro::Trixie || handler != Handler::KybernateTyped
+}
 
 /// How a program in a lab has ended.
 #[derive(Debug, Clone)]

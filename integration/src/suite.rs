@@ -81,6 +81,7 @@ struct Definition {
     body: Body,
     handlers: &'static [Handler],
     distros: &'static [Distro],
+    when: fn(Distro, Handler) -> bool,
     alone: bool,
     limit: Duration,
 }
@@ -129,6 +130,7 @@ impl Suite {
             body: Arc::new(move |case| Box::pin(body(case))),
             handlers: &Handler::ALL,
             distros: &Distro::ALL,
+            when: |_, _| true,
             alone: false,
             limit: Duration::from_secs(120),
         });
@@ -143,6 +145,11 @@ impl Suite {
     /// Only on these distributions.
     pub fn distros(self, distros: &'static [Distro]) -> Self {
         self.last(|case| case.distros = distros)
+    }
+
+    /// Only on the combinations of both for which the condition holds.
+    pub fn when(self, condition: fn(Distro, Handler) -> bool) -> Self {
+        self.last(|case| case.when = condition)
     }
 
     /// While no other case runs in the lab: for cases that kill containerd, or measure.
@@ -179,7 +186,8 @@ impl Suite {
         for distro in Distro::ALL {
             for handler in Handler::ALL {
                 for case in &self.cases {
-                    if case.handlers.contains(&handler) && case.distros.contains(&distro) {
+                    let wanted = case.handlers.contains(&handler) && case.distros.contains(&distro);
+                    if wanted && (case.when)(distro, handler) {
                         trials.push(trial(case, distro, handler, &stage, &runtime));
                     }
                 }

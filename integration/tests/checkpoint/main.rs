@@ -9,7 +9,7 @@ mod refused;
 
 use std::{process::ExitCode, time::Duration};
 
-use kybernate_integration::{Distro, Handler, Suite};
+use kybernate_integration::{Distro, Handler, Suite, checkpoint::can_checkpoint};
 
 /// One registration of ours is enough for what does not depend on it.
 const KYBERNATE: &[Handler] = &[Handler::Kybernate];
@@ -22,10 +22,13 @@ fn main() -> ExitCode {
     Suite::new("checkpoint")
         .case("container_goes_on", leave_running::goes_on)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("container_ends_with_exit", leave_running::ends_with_exit)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("paused_stays_paused", leave_running::paused_stays_paused)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("by_pod_and_name", leave_running::by_pod_and_name)
         .handlers(KYBERNATE)
         .case("answers_during_a_dump", concurrent::answers_during_a_dump)
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             containerd::plain_images_restore_with_runc,
         )
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("cri_checkpoint", containerd::cri_checkpoint)
         .distros(FORKY)
         .case(
@@ -100,10 +104,12 @@ fn main() -> ExitCode {
             interrupted::deadline_of_a_plain_dump,
         )
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .limit(LONG)
         .alone()
         .case("not_running_or_unknown", refused::not_running_or_unknown)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("stock_container", refused::stock_container)
         .handlers(&[Handler::Runc])
         .case("disk_full", refused::disk_full)
@@ -112,6 +118,9 @@ fn main() -> ExitCode {
         .case("criu_missing", refused::criu_missing)
         .handlers(KYBERNATE)
         .alone()
+        .case("own_type_on_1_7", refused::own_type_on_1_7)
+        .handlers(&[Handler::KybernateTyped])
+        .distros(&[Distro::Trixie])
         .case("output_exists", refused::output_exists)
         .handlers(KYBERNATE)
         .run()

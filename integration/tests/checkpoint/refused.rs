@@ -145,3 +145,16 @@ pub async fn output_exists(cx: Case) -> Result<()> {
     work.is_well(&container, work.count(&container)?).await?;
     Ok(())
 }
+
+/// containerd 1.7 passes no options to a runtime type of our own; the command knows.
+pub async fn own_type_on_1_7(cx: Case) -> Result<()> {
+    let pod = cx.pod().start().await?;
+    let work = Workload::counter();
+    let container = work.start(&pod).await?;
+    let archive = Archive::new(&cx.lab)?;
+    let message = archive.try_take(&container.id, &[]).await?.refused()?;
+    says(&message, &["io.containerd.runc.v2", "runtime_path"])?;
+    ensure!(!archive.file().exists());
+    work.is_well(&container, work.count(&container)?).await?;
+    Ok(())
+}

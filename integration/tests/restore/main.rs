@@ -6,7 +6,7 @@ mod rounds;
 
 use std::{process::ExitCode, time::Duration};
 
-use kybernate_integration::{Handler, Suite};
+use kybernate_integration::{Handler, Suite, checkpoint::can_checkpoint};
 
 /// One registration of ours is enough for what does not depend on it.
 const KYBERNATE: &[Handler] = &[Handler::Kybernate];
@@ -17,10 +17,13 @@ fn main() -> ExitCode {
     Suite::new("restore")
         .case("same_pod", rounds::same_pod)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("new_pod", rounds::new_pod)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("three_rounds", rounds::three_rounds)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .limit(LONG)
         .case("one_archive_twice", rounds::one_archive_twice)
         .handlers(KYBERNATE)
@@ -31,8 +34,10 @@ fn main() -> ExitCode {
         .handlers(KYBERNATE)
         .case("is_a_container_like_any", lives_on::is_a_container_like_any)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("exit_code_is_reported", lives_on::exit_code_is_reported)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("survives_containerd", lives_on::survives_containerd)
         .handlers(KYBERNATE)
         .alone()
@@ -46,6 +51,7 @@ fn main() -> ExitCode {
         .alone()
         .case("no_archive", refused::no_archive)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .alone()
         .case("criu_fails", refused::criu_fails)
         .handlers(KYBERNATE)

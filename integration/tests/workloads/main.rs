@@ -5,7 +5,7 @@ mod servers;
 
 use std::{process::ExitCode, time::Duration};
 
-use kybernate_integration::{Handler, Suite, image::catalog};
+use kybernate_integration::{Handler, Suite, checkpoint::can_checkpoint, image::catalog};
 
 /// The stock registration runs everything, the other one what tells them apart.
 const KYBERNATE: &[Handler] = &[Handler::Kybernate];
@@ -17,10 +17,12 @@ fn main() -> ExitCode {
         .image(catalog::APPS)
         .case("process_tree", programs::process_tree)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("threads", programs::threads)
         .handlers(KYBERNATE)
         .case("filesystem", programs::filesystem)
         .handlers(&Handler::OURS)
+        .when(can_checkpoint)
         .case("python", programs::python)
         .handlers(KYBERNATE)
         .case("shared_memory_files", programs::shared_memory_files)

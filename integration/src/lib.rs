@@ -41,5 +41,5 @@ pub mod workload;
 
 pub use cri::{Container, LogLine, Pod};
 pub use lab::{Distro, Handler, Lab, LabOptions};
-pub use suite::{Case, Suite, skip};
+pub use suite::{Case, Suite, beyond_this_machine, skip};
 pub use time::{eventually, within};

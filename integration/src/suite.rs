@@ -2,7 +2,8 @@
 //!
 //! A case is an async function of a [`Case`]. It runs as `forky/kybernate/<name>` and so on;
 //! `cargo test … -- trixie/runc` runs a part. A case that cannot run returns [`skip`], which
-//! prints `SKIPPED`; with `KYBERNATE_REQUIRE_ALL=1` or `CI=true` that fails the run.
+//! prints `SKIPPED`; with `KYBERNATE_REQUIRE_ALL=1` or `CI=true` that fails the run. What no
+//! installation could change, [`beyond_this_machine`], is printed and does not fail.
 
 use std::{
     collections::HashMap,
@@ -60,19 +61,35 @@ impl Case {
 
 /// Why a case cannot run here.
 #[derive(Debug)]
-struct Skip(String);
+struct Skip {
+    reason: String,
+    by_nature: bool,
+}
 
 impl std::fmt::Display for Skip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "skipped: {}", self.0)
+        write!(f, "skipped: {}", self.reason)
     }
 }
 
 impl std::error::Error for Skip {}
 
-/// The result of a case that cannot run here; says what is missing.
+/// The result of a case that lacks something that can be had; says what. Where every case has to
+/// run, it fails.
 pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
-    Err(anyhow!(Skip(reason.into())))
+    Err(anyhow!(Skip {
+        reason: reason.into(),
+        by_nature: false,
+    }))
+}
+
+/// The result of a case that this kernel, these privileges or this release of a program can
+/// never run, whatever is installed; says why. It is printed and never fails.
+pub fn beyond_this_machine<T>(reason: impl Into<String>) -> Result<T> {
+    Err(anyhow!(Skip {
+        reason: reason.into(),
+        by_nature: true,
+    }))
 }
 
 #[derive(Clone)]
@@ -217,7 +234,11 @@ fn trial(
         match runtime.block_on(stage.play(&case, distro, handler)) {
             Ok(()) => Ok(()),
             Err(e) => match e.downcast_ref::<Skip>() {
-                Some(Skip(reason)) => report_skip(&title, reason),
+                Some(skip) if skip.by_nature => {
+                    eprintln!("SKIPPED {title}: {}", skip.reason);
+                    Ok(())
+                }
+                Some(skip) => report_skip(&title, &skip.reason),
                 None => {
                     stage.failed.store(true, Ordering::Relaxed);
                     Err(Failed::from(format!("{e:#}")))

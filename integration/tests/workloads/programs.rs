@@ -3,9 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use kybernate_config::names;
 use kybernate_integration::{
-    Case, Container,
+    Case, Container, beyond_this_machine,
     checkpoint::{Archive, take},
-    skip,
     workload::Workload,
 };
 
@@ -131,7 +130,9 @@ fn reads_limits_of_others() -> Result<bool> {
 
 pub async fn ordinary_user(cx: Case) -> Result<()> {
     if !reads_limits_of_others()? {
-        return skip("CRIU dumps processes of other users only with CAP_SYS_RESOURCE");
+        return beyond_this_machine(
+            "CRIU dumps processes of other users only with CAP_SYS_RESOURCE",
+        );
     }
     let pod = cx.pod().start().await?;
     let mut work = Workload::counter();

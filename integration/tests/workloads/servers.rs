@@ -5,12 +5,11 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context, Result, ensure};
 use kybernate_config::names;
 use kybernate_integration::{
-    Case, Container, Pod,
+    Case, Container, Pod, beyond_this_machine,
     checkpoint::{Archive, take},
     cri::ContainerBuilder,
     eventually,
     image::catalog,
-    skip,
     workload::Workload,
 };
 
@@ -29,7 +28,7 @@ fn tcp_can_be_dumped(cx: &Case) -> Result<()> {
         .exec(&["criu", "--version"])?
         .contains("Version: 4.1");
     if old && kernel >= (6, 16) {
-        return skip("CRIU 4.1 can't dump TCP sockets on Linux 6.16 and newer");
+        return beyond_this_machine("CRIU 4.1 can't dump TCP sockets on Linux 6.16 and newer");
     }
     Ok(())
 }

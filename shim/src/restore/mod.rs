@@ -24,6 +24,9 @@ use kybernate_oci::{
     rootfs::{self, tree},
 };
 
+use nix::mount::{MsFlags, mount};
+use serde_json::Value;
+
 pub use self::error::RestoreError;
 use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
@@ -85,6 +88,7 @@ pub async fn start(
         path: facts.bundle.clone(),
         source,
     })?;
+    keep_read_only(facts)?;
     let mut command = facts.runc.command("restore");
     command
         .args([
@@ -115,6 +119,29 @@ pub async fn start(
             criu: log::explain(&prepared.work.join(LOG)),
             runc,
         })
+}
+
+/// Makes the mount of a read-only root read-only. `runc create` does that itself; `runc restore`
+/// of runc 1.1 leaves it to CRIU, which restores no flags of the root. Everything that restore
+/// needs to find in the root is there by now.
+fn keep_read_only(facts: &ContainerFacts) -> Result<(), RestoreError> {
+    let spec = SpecFacts::read_whole(&facts.bundle)?;
+    if spec.pointer("/root/readonly").and_then(Value::as_bool) != Some(true) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(
+        None::<&str>,
+        &facts.rootfs,
+        None::<&str>,
+        flags,
+        None::<&str>,
+    )
+    .map_err(|errno| RestoreError::Host {
+        action: "make read-only",
+        path: facts.rootfs.clone(),
+        source: errno.into(),
+    })
 }
 
 /// Manifest digest of the archive that the container in `bundle` was restored from.

@@ -62,12 +62,26 @@ async fn is_unharmed(work: &Workload, container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Waits until CRIU has begun to dump.
+/// Pids of CRIU, which gives itself another command line while it works.
+fn criu(cx: &Case) -> Result<Vec<u32>> {
+    let processes = fs::read_dir(cx.lab.path("/proc"))?.flatten();
+    let named = processes.filter(|process| {
+        fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name.trim() == "criu")
+    });
+    Ok(named
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
+/// Waits until CRIU is in the middle of a dump.
 async fn dump_has_begun(cx: &Case) -> Result<()> {
     eventually("CRIU at work", Duration::from_secs(20), || async {
-        Ok((!cx.lab.pids_of("criu")?.is_empty()).then_some(()))
+        Ok((!criu(cx)?.is_empty()).then_some(()))
     })
-    .await
+    .await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure!(!criu(cx)?.is_empty(), "the dump was over too soon");
+    Ok(())
 }
 
 pub async fn deadline_of_the_command(cx: Case) -> Result<()> {
@@ -143,7 +157,7 @@ pub async fn client_killed(cx: Case) -> Result<()> {
     taking.await??.refused()?;
     ensure!(!archive.file().exists(), "an archive of a killed client");
     eventually("CRIU gone", UNDO, || async {
-        Ok(cx.lab.pids_of("criu")?.is_empty().then_some(()))
+        Ok(criu(&cx)?.is_empty().then_some(()))
     })
     .await?;
     // A killed client can't remove its directory; the next one does, see `is_unharmed`.
@@ -209,7 +223,7 @@ pub async fn criu_killed(cx: Case) -> Result<()> {
         }
     });
     dump_has_begun(&cx).await?;
-    for pid in cx.lab.pids_of("criu")? {
+    for pid in criu(&cx)? {
         cx.lab.kill("KILL", pid)?;
     }
     let message = taking.await??.refused()?;
@@ -286,7 +300,7 @@ pub async fn containerd_restarted(cx: Case) -> Result<()> {
         );
     }
     eventually("CRIU gone", UNDO, || async {
-        Ok(cx.lab.pids_of("criu")?.is_empty().then_some(()))
+        Ok(criu(&cx)?.is_empty().then_some(()))
     })
     .await?;
     ensure!(
@@ -320,12 +334,15 @@ pub async fn deadline_of_a_plain_dump(cx: Case) -> Result<()> {
         options: Some(pack(&options)),
         ..Default::default()
     });
-    call.set_timeout(Duration::from_millis(250));
+    call.set_timeout(Duration::from_millis(400));
     ensure!(
         cx.lab.tasks().checkpoint(call).await.is_err(),
         "the dump was faster than its deadline"
     );
-    eventually("no images left", UNDO, || async {
+    eventually("the dump undone", UNDO, || async {
+        if !criu(&cx)?.is_empty() {
+            return Ok(None);
+        }
         let left = fs::read_dir(cx.lab.path(&path))?.flatten();
         let images = left
             .filter(|e| e.file_name().to_string_lossy().ends_with(".img"))

@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         .handlers(KYBERNATE)
         .case("container_without_cri", containerd::container_without_cri)
         .handlers(&[Handler::KybernateTyped])
+        .when(can_checkpoint)
         .case(
             "deadline_of_the_command",
             interrupted::deadline_of_the_command,

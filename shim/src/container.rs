@@ -25,6 +25,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, RwLock};
+use tokio_util::sync::CancellationToken;
 
 pub mod create;
 mod error;
@@ -108,6 +109,7 @@ pub struct Container {
     restore: Mutex<Option<restore::Prepared>>,
     cgroup: Mutex<Option<Arc<Cgroup>>>,
     oom: Mutex<Option<OomWatch>>,
+    killed: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,7 @@ impl Container {
             restore: Mutex::default(),
             cgroup: Mutex::default(),
             oom: Mutex::default(),
+            killed: CancellationToken::new(),
         }
     }
 
@@ -199,6 +202,12 @@ impl Container {
     #[must_use]
     pub fn operation(&self) -> &RwLock<()> {
         &self.operation
+    }
+
+    /// Cancelled when init gets a SIGKILL: whoever holds its processes lets them go.
+    #[must_use]
+    pub fn killed(&self) -> &CancellationToken {
+        &self.killed
     }
 
     /// Its cgroup, once it has one.

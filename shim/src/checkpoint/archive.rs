@@ -39,7 +39,7 @@ use super::{
     freezer::Thaw,
     page_server::{PageImages, Pages, Received},
     request::Request,
-    stop::{Phase, Stop, millis, watch},
+    stop::{Phase, Stop, StopReason, millis, watch},
     workdir::WorkDir,
 };
 use crate::{container::Container, process::ProcessState, restore};
@@ -104,6 +104,8 @@ pub async fn run(
     let frozen = Instant::now();
     let created = SystemTime::now();
     control.set_background(true);
+    // What is frozen can't end. Once it runs again, its archive is worth completing.
+    let killed = stop.follow(container.killed().clone(), StopReason::Killed);
     let thaw = Thaw::at_end((!was_paused).then(|| freezer.clone()));
     if !was_paused {
         container
@@ -167,6 +169,7 @@ pub async fn run(
         None
     };
     manifest.pause_ms = millis(frozen.elapsed());
+    drop(killed);
     control.set_background(false);
 
     phase.set("compress");

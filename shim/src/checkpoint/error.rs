@@ -37,7 +37,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Stopped before its end.
-    #[error("checkpoint of {id} was rolled back and the container goes on: {reason}")]
+    #[error("checkpoint of container {id} was rolled back: {reason}")]
     Stopped {
         /// The container.
         id: String,

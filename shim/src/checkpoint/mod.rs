@@ -36,7 +36,11 @@ use kybernate_config::Settings;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{error::CheckpointError, facts::cpu_features, files::shared_memory};
-use self::{freezer::Freezer, request::Request, stop::Stop};
+use self::{
+    freezer::Freezer,
+    request::Request,
+    stop::{Stop, StopReason},
+};
 use crate::{container::Container, criu, process::ProcessState};
 
 /// What the `Checkpoint` call asks for.
@@ -76,7 +80,7 @@ pub async fn run(
     call: CancellationToken,
 ) -> Result<(), CheckpointError> {
     let stop = Stop::default();
-    let _follow = stop.follow(call);
+    let _call = stop.follow(call, StopReason::CallEnded);
     let settings = Settings::load()?;
     let _limit = stop.after(Duration::from_secs(settings.checkpoint.timeout_s));
     match Request::read(&task.path, &settings.checkpoint)? {

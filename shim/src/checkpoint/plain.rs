@@ -21,7 +21,7 @@ use super::{
     facts,
     freezer::Freezer,
     page_server::{PageImages, Pages},
-    stop::Stop,
+    stop::{Stop, StopReason},
 };
 use crate::container::Container;
 
@@ -52,6 +52,7 @@ pub async fn run(container: &Container, task: &Task, stop: &Stop) -> Result<(), 
     };
     super::prepare_criu(container).await?;
     let images = Directory(task.path.clone());
+    let _killed = stop.follow(container.killed().clone(), StopReason::Killed);
     let result = dump(container, &plan, images, stop).await;
     let (received, _) = match result {
         Ok(done) => done,

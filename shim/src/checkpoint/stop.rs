@@ -1,7 +1,8 @@
 //! Why and how a checkpoint stops before its end, and the progress it reports until then.
 //!
 //! A caller can go away in three ways: its deadline passes, its lock on `request.json`
-//! disappears, or containerd drops the call. Each makes the checkpoint roll back.
+//! disappears, or containerd drops the call. And the container can be killed. Each makes the
+//! checkpoint roll back.
 
 use std::{
     fs::File,
@@ -28,6 +29,9 @@ pub enum StopReason {
     /// The client's lock.
     #[error("the client that asked for it went away")]
     ClientGone,
+    /// A SIGKILL for its first process.
+    #[error("it was killed")]
+    Killed,
     /// The call.
     #[error("the call that asked for it ended (deadline or disconnect)")]
     CallEnded,
@@ -68,12 +72,12 @@ impl Stop {
         }))
     }
 
-    /// Stops with [`StopReason::CallEnded`] when `call` is cancelled. Ends with `self`'s task.
-    pub fn follow(&self, call: CancellationToken) -> Watch {
+    /// Stops with `reason` when `token` is cancelled.
+    pub fn follow(&self, token: CancellationToken, reason: StopReason) -> Watch {
         let stop = self.clone();
         Watch(tokio::spawn(async move {
-            call.cancelled().await;
-            stop.stop(StopReason::CallEnded);
+            token.cancelled().await;
+            stop.stop(reason);
         }))
     }
 }

@@ -40,6 +40,10 @@ impl Container {
                 id: self.id.clone(),
             });
         }
+        if number == SIGKILL && exec_id.is_empty() {
+            // A dump under way would keep its processes from ending until it is done.
+            self.killed.cancel();
+        }
         match self.cgroup().filter(|_| all && exec_id.is_empty()) {
             Some(cgroup) => {
                 // init last: its end takes the others along, and with them their own handlers.

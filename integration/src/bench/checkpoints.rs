@@ -139,17 +139,12 @@ pub async fn measure(lab: &Arc<Lab>, mib: u32, rounds: usize) -> Result<Size> {
     let ours = Side::start(lab, Handler::Kybernate, &work).await?;
     let mut ways: Vec<(Way, Vec<Sample>)> = WAYS.map(|way| (way, Vec::new())).into();
     for round in 0..rounds {
-        for (way, samples) in &mut ways {
-            eprint!(
-                "\r{mib} MiB: round {} of {rounds}: {:<28}",
-                round + 1,
-                way.title()
-            );
-            let side = if matches!(way, Way::Ours(_)) {
-                &ours
-            } else {
-                &stock
-            };
+        // Each round starts with another way: none always comes after the same one.
+        for turn in 0..ways.len() {
+            let count = ways.len();
+            let (way, samples) = &mut ways[(round + turn) % count];
+            eprint!("\r{mib} MiB: round {} of {rounds}: {:<28}", round + 1, way.title());
+            let side = if matches!(way, Way::Ours(_)) { &ours } else { &stock };
             samples.push(once(lab, *way, &work, side).await.context(way.title())?);
         }
     }
@@ -174,7 +169,9 @@ pub async fn measure(lab: &Arc<Lab>, mib: u32, rounds: usize) -> Result<Size> {
 }
 
 async fn once(lab: &Arc<Lab>, way: Way, work: &Workload, side: &Side) -> Result<Sample> {
-    // What earlier ones left in the page cache is not this one's to write.
+    // What earlier ones left behind, in the page cache and to containerd's garbage collector, is
+    // not this one's to carry.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     lab.exec(&["sync"])?;
     let before = work
         .is_well(&side.container, work.count(&side.container)?)

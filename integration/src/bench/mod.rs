@@ -23,11 +23,11 @@ use crate::{Distro, Handler, Lab, LabOptions};
 pub use report::{Report, Target};
 
 /// Sizes that are measured, in MiB, and how often.
-const SIZES: [(u32, usize); 2] = [(64, 5), (1024, 3)];
+const SIZES: [(u32, usize); 2] = [(64, 5), (1024, 5)];
 /// How often each kind of pod is started.
 const PODS: usize = 24;
 /// How often the largest container is restored in each way.
-const RESTORES: usize = 3;
+const RESTORES: usize = 4;
 
 /// Measures everything; takes some minutes. The machine should have nothing else to do.
 pub async fn run() -> Result<Report> {

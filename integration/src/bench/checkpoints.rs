@@ -143,8 +143,16 @@ pub async fn measure(lab: &Arc<Lab>, mib: u32, rounds: usize) -> Result<Size> {
         for turn in 0..ways.len() {
             let count = ways.len();
             let (way, samples) = &mut ways[(round + turn) % count];
-            eprint!("\r{mib} MiB: round {} of {rounds}: {:<28}", round + 1, way.title());
-            let side = if matches!(way, Way::Ours(_)) { &ours } else { &stock };
+            eprint!(
+                "\r{mib} MiB: round {} of {rounds}: {:<28}",
+                round + 1,
+                way.title()
+            );
+            let side = if matches!(way, Way::Ours(_)) {
+                &ours
+            } else {
+                &stock
+            };
             samples.push(once(lab, *way, &work, side).await.context(way.title())?);
         }
     }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     error::CheckpointError,
     page_server::{PageImages, PageServer, PageServerError, Received},
-    stop::Stop,
+    stop::{Stop, StopReason},
 };
 use crate::{container::Container, criu::log, runc::RuncChild};
 
@@ -17,6 +17,9 @@ pub const STATS: &str = "stats-dump";
 /// How long CRIU may take to undo a dump whose page connection was closed. Longer means that
 /// it hangs; then it is killed, and the kernel lets its processes go.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same when the processes were killed: there is nothing to undo, CRIU may wait for a
+/// parasite that died with its process, and until it ends none of them can.
+const KILLED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What to dump, and where the small images go.
 #[derive(Debug)]
@@ -78,9 +81,13 @@ where
 
     let exited = tokio::select! {
         exited = child.wait() => exited,
-        _ = stop.stopped() => {
+        reason = stop.stopped() => {
             line.cancel();
-            undo(&mut child).await
+            let grace = match reason {
+                StopReason::Killed => KILLED_TIMEOUT,
+                _ => UNDO_TIMEOUT,
+            };
+            undo(&mut child, grace).await
         }
     };
     if exited.is_err() {
@@ -112,8 +119,8 @@ where
     }
 }
 
-async fn undo(child: &mut RuncChild) -> Result<(), crate::runc::RuncError> {
-    match tokio::time::timeout(UNDO_TIMEOUT, child.wait()).await {
+async fn undo(child: &mut RuncChild, grace: Duration) -> Result<(), crate::runc::RuncError> {
+    match tokio::time::timeout(grace, child.wait()).await {
         Ok(exited) => exited,
         Err(_) => {
             tracing::error!(pid = child.pid(), "CRIU does not end; killing it");

@@ -15,6 +15,9 @@ pub const RUNTIME_HANDLER: &str = "kybernate";
 /// File name of the shim; containerd derives it from the type `io.containerd.kybernate.v1`.
 pub const SHIM_BINARY: &str = "containerd-shim-kybernate-v1";
 
+/// File name of the program that speaks to the CUDA driver.
+pub const CUDA_BINARY: &str = "kybernate-cuda";
+
 /// containerd's runtime type for a registration by type.
 pub const RUNTIME_TYPE: &str = "io.containerd.kybernate.v1";
 

@@ -32,7 +32,7 @@ pub struct Manifest {
     pub mounts: Vec<Mount>,
     /// GPU state; absent when the container held none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gpu: Option<serde_json::Value>,
+    pub gpu: Option<Gpu>,
     /// How long each phase took, in the order they ran.
     #[serde(default)]
     pub phases: Vec<Phase>,
@@ -133,6 +133,48 @@ pub struct Mount {
     pub source: String,
     /// Read-only?
     pub read_only: bool,
+}
+
+/// GPU state that is in the memory of the archived processes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Gpu {
+    /// Version of the driver that took it, as `580.159.04`.
+    pub driver: String,
+    /// CUDA version of that driver, as 13000 for 13.0.
+    pub cuda: u32,
+    /// The GPUs that the processes used.
+    pub devices: Vec<GpuDevice>,
+    /// The processes that used them.
+    pub processes: Vec<GpuProcess>,
+    /// Whether huge pages were in use for the copies.
+    #[serde(default)]
+    pub huge_pages: bool,
+}
+
+/// A GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GpuDevice {
+    /// `GPU-…`.
+    pub uuid: String,
+    /// The model, as `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Compute capability, as `9.0`.
+    pub capability: String,
+    /// N of `/dev/nvidiaN`.
+    pub minor: u32,
+    /// Its memory in bytes.
+    pub memory_bytes: u64,
+    /// Bytes that the processes had on it.
+    pub used_bytes: u64,
+}
+
+/// A process that used GPUs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GpuProcess {
+    /// Pid in the container's pid namespace.
+    pub pid: u32,
+    /// Bytes of device memory on all GPUs.
+    pub used_bytes: u64,
 }
 
 /// One phase of the checkpoint.

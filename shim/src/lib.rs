@@ -19,6 +19,7 @@ pub mod criu;
 pub mod daemon;
 pub mod delete;
 pub mod events;
+pub mod gpu;
 pub mod info;
 pub mod io;
 pub mod log;

@@ -106,6 +106,12 @@ impl Runc {
         &self.root
     }
 
+    /// Who reaps what is run.
+    #[must_use]
+    pub fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
     /// A command with the global flags and the subcommand. It inherits the shim's stdio,
     /// which is `/dev/null`.
     #[must_use]

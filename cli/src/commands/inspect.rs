@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
 
 use kybernate_config::size;
-use kybernate_oci::manifest::{Manifest, Process};
+use kybernate_oci::manifest::{Gpu, Manifest, Process};
 use serde::Serialize;
 
 use super::open;
@@ -72,11 +72,8 @@ fn render(facts: &Facts, manifest: &Manifest) -> String {
         let _ = write!(text, "\nMounts\n{}", columns(&rows));
     }
     if let Some(gpu) = &manifest.gpu {
-        let pretty = serde_json::to_string_pretty(gpu).unwrap_or_default();
         text.push_str("\nGPU\n");
-        for line in pretty.lines() {
-            let _ = writeln!(text, "  {}", clean(line));
-        }
+        text.push_str(&columns(&gpu_rows(gpu)));
     }
     if !manifest.phases.is_empty() {
         let rows: Vec<_> = manifest
@@ -93,6 +90,28 @@ fn render(facts: &Facts, manifest: &Manifest) -> String {
         }
     }
     text
+}
+
+fn gpu_rows(gpu: &Gpu) -> Vec<[String; 3]> {
+    let driver = ["  driver".into(), clean(&gpu.driver), String::new()];
+    let devices = gpu.devices.iter().map(|device| {
+        [
+            format!("  {}", clean(&device.name)),
+            clean(&device.uuid),
+            format!("{} in use", size::display(device.used_bytes)),
+        ]
+    });
+    let processes = gpu.processes.iter().map(|process| {
+        [
+            format!("  process {}", process.pid),
+            String::new(),
+            size::display(process.used_bytes),
+        ]
+    });
+    std::iter::once(driver)
+        .chain(devices)
+        .chain(processes)
+        .collect()
 }
 
 fn identity(facts: &Facts, manifest: &Manifest) -> Vec<[String; 2]> {
@@ -330,7 +349,10 @@ mod tests {
                     read_only: true,
                 },
             ],
-            gpu: Some(serde_json::json!({"driver": "580.159"})),
+            gpu: Some(Gpu {
+                driver: "580.159".into(),
+                ..Gpu::default()
+            }),
             phases: vec![
                 Phase {
                     name: "freeze".into(),

@@ -12,11 +12,12 @@
 //! that CRIU leaves over. With `exit` the container stays frozen until the archive is safe on
 //! disk, and is killed only then.
 
+mod content;
+mod partial;
+
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    fs, io,
+    path::Path,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -26,23 +27,29 @@ use kybernate_config::{
     request::{ARCHIVE_FILE, CheckpointResult, RESULT_FILE},
 };
 use kybernate_oci::{
-    archive::{EntryStream, Summary, WriteOptions, Writer},
+    archive::{Summary, WriteOptions, Writer},
     manifest::{self, Manifest},
+    rootfs::Overlay,
 };
 
 use serde_json::Value;
 
+use self::{
+    content::append,
+    partial::{Images, Partial},
+};
 use super::{
     CheckpointError, Task,
-    dump::{LOG, Plan, STATS, dump},
+    dump::{Plan, dump},
     facts, files,
-    freezer::Thaw,
-    page_server::{PageImages, Pages, Received},
+    page_server::Received,
+    phases::Phases,
     request::Request,
+    still::Still,
     stop::{Phase, Stop, StopReason, millis, watch},
     workdir::WorkDir,
 };
-use crate::{container::Container, process::ProcessState, restore};
+use crate::{container::Container, restore};
 
 /// Bytes of tar in one frame: small frames compress worse, large ones decompress on fewer
 /// threads.
@@ -99,73 +106,51 @@ pub async fn run(
     );
     let mut phases = Phases::default();
 
-    // From here to the thaw the container stands still.
-    let was_paused = container.state() == ProcessState::Paused;
+    // From here to its end the container stands still.
     let frozen = Instant::now();
     let created = SystemTime::now();
     control.set_background(true);
     // What is frozen can't end. Once it runs again, its archive is worth completing.
     let killed = stop.follow(container.killed().clone(), StopReason::Killed);
-    let thaw = Thaw::at_end((!was_paused).then(|| freezer.clone()));
-    if !was_paused {
-        container
-            .runc
-            .pause(&container.id)
-            .await
-            .map_err(|source| CheckpointError::Runc {
-                id: container.id.clone(),
-                source,
-            })?;
-    }
-    phases.end("freeze", frozen);
-
-    phase.set("dump");
-    let begun = Instant::now();
-    let (received, images) = dump(container, &plan, Images(writer), stop).await?;
-    phases.end("dump", begun);
-
-    phase.set("rootfs");
-    let begun = Instant::now();
-    let (source, shared_spec) = (Arc::clone(container), Arc::clone(&spec));
-    let (mut writer, mut warnings, processes, mounts) = blocking(container, move || {
-        let mut writer = images.0;
-        let mut warnings = Vec::new();
-        files::save(&source, &shared_spec, rootfs, &mut writer, &mut warnings)?;
-        Ok((
-            writer,
-            warnings,
-            facts::processes(init),
-            facts::mounts(init),
-        ))
-    })
-    .await?;
-    phases.end("rootfs", begun);
-
-    let mut manifest = Manifest {
-        format: manifest::FORMAT,
-        created: humantime::format_rfc3339_millis(created).to_string(),
-        tool: concat!("kybernate ", env!("CARGO_PKG_VERSION")).into(),
-        container: facts::container(
-            &container.id,
-            &container.namespace,
-            if was_paused { "paused" } else { "running" },
-            &spec,
-        ),
-        host: facts::host(&runc_version, &criu_version),
-        processes,
-        mounts,
-        requester: request.requester.clone(),
-        parent: restore::parent(&container.bundle),
-        ..Manifest::default()
+    let still = Still::begin(container, &freezer, true, settings, stop, &mut phases).await?;
+    let subject = Subject {
+        container,
+        init,
+        spec: Arc::clone(&spec),
+        rootfs,
+        plan: &plan,
     };
+    let saving = subject.save(Images(writer), stop, &phase, &mut phases);
+    let Saved {
+        mut writer,
+        received,
+        mut manifest,
+        mut warnings,
+    } = match saving.await {
+        Ok(saved) => saved,
+        Err(error) => return Err(still.go_on_after(error).await),
+    };
+    manifest.created = humantime::format_rfc3339_millis(created).to_string();
+    manifest.gpu = still.gpu();
+    manifest.container = facts::container(
+        &container.id,
+        &container.namespace,
+        if still.was_paused() {
+            "paused"
+        } else {
+            "running"
+        },
+        &spec,
+    );
+    manifest.host = facts::host(&runc_version, &criu_version);
+    manifest.requester.clone_from(&request.requester);
+    manifest.parent = restore::parent(&container.bundle);
 
-    let kept_frozen = if task.exit() {
-        Some(thaw)
+    let still = if task.exit() {
+        Some(still)
     } else {
-        thaw.now().map_err(|source| CheckpointError::Thaw {
-            id: container.id.clone(),
-            source,
-        })?;
+        phase.set("thaw");
+        still.go_on(&mut phases).await?;
         None
     };
     manifest.pause_ms = millis(frozen.elapsed());
@@ -188,34 +173,32 @@ pub async fn run(
             &mut warnings,
         )?;
         phases.end("compress", begun);
-        manifest.phases = phases.0;
+        manifest.phases = phases.into_manifest();
         manifest.warnings = warnings;
         Ok(writer.finish(manifest)?)
     })
     .await;
-    if let Some(reason) = stop.reason() {
-        return Err(CheckpointError::Stopped {
+    let written = match stop.reason() {
+        Some(reason) => Err(CheckpointError::Stopped {
             id: container.id.clone(),
             reason,
-        });
-    }
-    let summary = written?;
-
-    phase.set("sync");
-    write_result(
-        &request.directory,
-        &summary,
-        pause_ms,
-        millis(started.elapsed()),
-    )?;
-    if let Some(thaw) = kept_frozen {
-        let source = Arc::clone(container);
-        blocking(container, move || kill(&source)).await?;
-        thaw.now().map_err(|source| CheckpointError::Thaw {
-            id: container.id.clone(),
-            source,
-        })?;
-    }
+        }),
+        None => written.and_then(|summary| {
+            phase.set("sync");
+            let total_ms = millis(started.elapsed());
+            write_result(&request.directory, &summary, pause_ms, total_ms)?;
+            Ok(summary)
+        }),
+    };
+    let summary = match (written, still) {
+        (Ok(summary), None) => summary,
+        (Ok(summary), Some(still)) => {
+            still.end().await?;
+            summary
+        }
+        (Err(error), None) => return Err(error),
+        (Err(error), Some(still)) => return Err(still.go_on_after(error).await),
+    };
     partial.keep();
     tracing::info!(
         id = %container.id, bytes = summary.archive_bytes, manifest = %summary.manifest_sha256,
@@ -224,98 +207,63 @@ pub async fn run(
     Ok(())
 }
 
-/// Ends every process of the container.
-fn kill(container: &Container) -> Result<(), CheckpointError> {
-    let path = container.bundle.clone();
-    container
-        .cgroup()
-        .map_or(Ok(()), |cgroup| cgroup.kill())
-        .map_err(host("end the container of", &path))
+/// A container that stands still.
+struct Subject<'a> {
+    container: &'a Arc<Container>,
+    init: u32,
+    spec: Arc<Value>,
+    rootfs: Option<Overlay>,
+    plan: &'a Plan,
 }
 
-/// Everything that does not change any more when the container runs again.
-fn append(
-    writer: &mut Writer,
-    container: &Container,
-    spec: &Value,
-    plan: &Plan,
+/// What was read of it.
+struct Saved {
+    writer: Writer,
     received: Received,
-    request: &Request,
-    warnings: &mut Vec<String>,
-) -> Result<(), CheckpointError> {
-    for (name, content) in &received.pagemaps {
-        writer.bytes(&format!("checkpoint/{name}"), content)?;
-    }
-    for (name, path) in list(&plan.images)? {
-        add_file(writer, &format!("checkpoint/{name}"), &path)?;
-    }
-    writer.bytes(
-        "spec.dump",
-        &files::read(&container.bundle.join("config.json"))?,
-    )?;
-    writer.bytes("bind.mounts", &files::bind_mounts(spec))?;
-    for name in [LOG, STATS] {
-        let path = plan.work.join(name);
-        if path.exists() {
-            add_file(writer, name, &path)?;
-        }
-    }
-    for (name, path) in &request.include {
-        match open(path) {
-            Ok(_) => add_file(writer, name, path)?,
-            // A container without output has no log; the archive says so and is whole.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                warnings.push(format!("{name} was asked for and is not there"));
-            }
-            Err(source) => {
-                return Err(CheckpointError::Host {
-                    action: "open",
-                    path: path.clone(),
-                    source,
-                });
-            }
-        }
-    }
-    Ok(())
+    manifest: Manifest,
+    warnings: Vec<String>,
 }
 
-/// Adds a file of the length it has now: a log may grow while it is read.
-fn add_file(writer: &mut Writer, name: &str, path: &Path) -> Result<(), CheckpointError> {
-    let mut file = open(path).map_err(host("open", path))?;
-    let size = file.metadata().map_err(host("inspect", path))?.len();
-    Ok(writer.file(name, &mut io::Read::take(&mut file, size), size)?)
-}
+impl Subject<'_> {
+    /// Saves what must be read while it stands still: memory, file system changes, shared memory,
+    /// facts.
+    async fn save(
+        self,
+        images: Images,
+        stop: &Stop,
+        phase: &Phase,
+        phases: &mut Phases,
+    ) -> Result<Saved, CheckpointError> {
+        phase.set("dump");
+        let begun = Instant::now();
+        let (received, images) = dump(self.container, self.plan, images, stop).await?;
+        phases.end("dump", begun);
 
-/// Opens a regular file, following no link at its end.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
-    Ok(file)
-}
-
-fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, CheckpointError> {
-    let mut found: Vec<_> = fs::read_dir(directory)
-        .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-        .map_err(host("list", directory))?
-        .into_iter()
-        .map(|entry| {
-            (
-                entry.file_name().to_string_lossy().into_owned(),
-                entry.path(),
-            )
+        phase.set("rootfs");
+        let begun = Instant::now();
+        let source = Arc::clone(self.container);
+        let saved = blocking(self.container, move || {
+            let mut writer = images.0;
+            let mut warnings = Vec::new();
+            files::save(&source, &self.spec, self.rootfs, &mut writer, &mut warnings)?;
+            let manifest = Manifest {
+                format: manifest::FORMAT,
+                tool: concat!("kybernate ", env!("CARGO_PKG_VERSION")).into(),
+                processes: facts::processes(self.init),
+                mounts: facts::mounts(self.init),
+                ..Manifest::default()
+            };
+            Ok(Saved {
+                writer,
+                received,
+                manifest,
+                warnings,
+            })
         })
-        .collect();
-    found.sort();
-    Ok(found)
+        .await?;
+        phases.end("rootfs", begun);
+        Ok(saved)
+    }
 }
 
 fn write_result(
@@ -364,85 +312,6 @@ fn host<'a>(
 fn frame_size(buffer: u64) -> usize {
     let fits = (buffer / FRAMES).clamp(LEAST_FRAME, FRAME);
     usize::try_from(1_u64 << fits.ilog2()).expect("at most 4 MiB")
-}
-
-/// How long each phase took.
-#[derive(Default)]
-struct Phases(Vec<manifest::Phase>);
-
-impl Phases {
-    fn end(&mut self, name: &str, begun: Instant) {
-        self.0.push(manifest::Phase {
-            name: name.into(),
-            ms: millis(begun.elapsed()),
-        });
-    }
-}
-
-/// An archive that is removed unless it was completed.
-struct Partial(Option<PathBuf>);
-
-impl Partial {
-    fn create(path: &Path) -> Result<Self, CheckpointError> {
-        let options = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path);
-        options.map_err(host("create", path))?;
-        Ok(Self(Some(path.into())))
-    }
-
-    fn open(&self) -> Result<File, CheckpointError> {
-        let path = self.0.as_deref().expect("held until kept");
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(host("open", path))
-    }
-
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = fs::remove_file(path)
-        {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a partial archive");
-        }
-    }
-}
-
-/// Page images as entries of the archive.
-struct Images(Writer);
-
-struct Stream<'a>(EntryStream<'a>);
-
-impl PageImages for Images {
-    fn pages(&mut self, name: &str) -> io::Result<Box<dyn Pages + '_>> {
-        Ok(Box::new(Stream(
-            self.0.stream(&format!("checkpoint/{name}"))?,
-        )))
-    }
-}
-
-impl Pages for Stream<'_> {
-    fn space(&mut self) -> io::Result<&mut [u8]> {
-        Ok(self.0.space()?)
-    }
-
-    fn filled(&mut self, n: usize) {
-        self.0.filled(n);
-    }
-
-    fn finish(self: Box<Self>) -> io::Result<()> {
-        self.0.finish()?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use kybernate_config::settings::SettingsError;
 use kybernate_oci::archive::WriteError;
 
 use super::{page_server::PageServerError, request::RequestError, stop::StopReason};
-use crate::{runc::RuncError, spec::SpecError, status::Class};
+use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
 
 /// Why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +114,24 @@ pub enum CheckpointError {
         /// Why not.
         source: io::Error,
     },
+    /// The GPU state.
+    #[error("container {id}: {source}")]
+    Gpu {
+        /// The container.
+        id: String,
+        /// What is wrong with it.
+        source: GpuError,
+    },
+    /// It failed, and undoing it failed too.
+    #[error("{first}; and container {id} is not as before: {second}")]
+    NotAsBefore {
+        /// The container.
+        id: String,
+        /// Why the checkpoint failed.
+        first: Box<CheckpointError>,
+        /// Why it could not be undone.
+        second: Box<CheckpointError>,
+    },
     /// Something on the host.
     #[error("cannot {action} {path}: {source}")]
     Host {
@@ -144,6 +162,8 @@ impl CheckpointError {
             }
             Self::Request(_) | Self::Settings(_) => Class::InvalidArgument,
             Self::Stopped { .. } => Class::Cancelled,
+            Self::Gpu { source, .. } => source.class(),
+            Self::NotAsBefore { first, .. } => first.class(),
             Self::Space { .. } => Class::ResourceExhausted,
             Self::Archive(error) if is_out_of_space(error) => Class::ResourceExhausted,
             Self::Pages {

@@ -28,12 +28,19 @@ impl Freezer {
         }
     }
 
+    /// The file that thaws, and what is written into it.
+    #[must_use]
+    pub fn thaw_file(&self) -> (PathBuf, &'static str) {
+        match self {
+            Self::V1(dir) => (dir.join("freezer.state"), "THAWED"),
+            Self::V2(dir) => (dir.join("cgroup.freeze"), "0"),
+        }
+    }
+
     /// Lets every process of the cgroup run.
     pub fn thaw(&self) -> io::Result<()> {
-        match self {
-            Self::V1(dir) => fs::write(dir.join("freezer.state"), "THAWED"),
-            Self::V2(dir) => fs::write(dir.join("cgroup.freeze"), "0"),
-        }
+        let (file, value) = self.thaw_file();
+        fs::write(file, value)
     }
 }
 

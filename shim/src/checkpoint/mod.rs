@@ -18,8 +18,10 @@ mod files;
 mod freezer;
 mod page_server;
 mod peer;
+mod phases;
 mod plain;
 mod request;
+mod still;
 mod stop;
 mod tree;
 mod wire;
@@ -36,11 +38,8 @@ use kybernate_config::Settings;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{error::CheckpointError, facts::cpu_features, files::shared_memory};
-use self::{
-    freezer::Freezer,
-    request::Request,
-    stop::{Stop, StopReason},
-};
+pub(crate) use self::{freezer::Freezer, stop::Stop};
+use self::{request::Request, stop::StopReason};
 use crate::{container::Container, criu, process::ProcessState};
 
 /// What the `Checkpoint` call asks for.
@@ -85,7 +84,7 @@ pub async fn run(
     let _limit = stop.after(Duration::from_secs(settings.checkpoint.timeout_s));
     match Request::read(&task.path, &settings.checkpoint)? {
         Some(request) => archive::run(&container, &task, request, &settings, &stop).await,
-        None => plain::run(&container, &task, &stop).await,
+        None => plain::run(&container, &task, &settings, &stop).await,
     }
 }
 

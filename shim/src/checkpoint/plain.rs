@@ -9,9 +9,11 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
+use kybernate_config::Settings;
 use nix::sys::statvfs::statvfs;
 
 use super::{
@@ -21,6 +23,8 @@ use super::{
     facts,
     freezer::Freezer,
     page_server::{PageImages, Pages},
+    phases::Phases,
+    still::Still,
     stop::{Stop, StopReason},
 };
 use crate::container::Container;
@@ -32,9 +36,14 @@ const BUFFER: usize = 1 << 20;
 const CONTAINERD_PAUSE: Duration = Duration::from_secs(10);
 
 /// Dumps `container` into the directory `task.path`.
-pub async fn run(container: &Container, task: &Task, stop: &Stop) -> Result<(), CheckpointError> {
+pub async fn run(
+    container: &Arc<Container>,
+    task: &Task,
+    settings: &Settings,
+    stop: &Stop,
+) -> Result<(), CheckpointError> {
     let (init, freezer) = super::subject(container)?;
-    preflight(&task.path, init)?;
+    preflight(&task.path, init, 0)?;
     let before = Leftovers::note(&task.path)?;
     let work = match task.work_path() {
         Some(path) => path.to_owned(),
@@ -53,8 +62,20 @@ pub async fn run(container: &Container, task: &Task, stop: &Stop) -> Result<(), 
     super::prepare_criu(container).await?;
     let images = Directory(task.path.clone());
     let _killed = stop.follow(container.killed().clone(), StopReason::Killed);
-    let result = dump(container, &plan, images, stop).await;
-    let (received, _) = match result {
+    let phases = &mut Phases::default();
+    let dumped = async {
+        let still = Still::begin(container, &freezer, false, settings, stop, phases).await?;
+        let dumping = async {
+            preflight(&task.path, init, still.gpu_memory())?;
+            dump(container, &plan, images, stop).await
+        };
+        match dumping.await {
+            Ok(dumped) if plan.leave_running => still.go_on(phases).await.map(|()| dumped),
+            Ok(dumped) => still.end().await.map(|()| dumped),
+            Err(error) => Err(still.go_on_after(error).await),
+        }
+    };
+    let (received, _) = match dumped.await {
         Ok(done) => done,
         Err(error) => {
             before.restore();
@@ -75,12 +96,12 @@ pub async fn run(container: &Container, task: &Task, stop: &Stop) -> Result<(), 
 }
 
 /// Refuses a dump that the directory's file system can't hold, before anything is frozen:
-/// containerd's own directory lies in `/tmp`, which may be memory.
-fn preflight(path: &Path, init: u32) -> Result<(), CheckpointError> {
-    let needed: u64 = facts::processes(init)
-        .iter()
-        .map(|p| p.resident_bytes)
-        .sum();
+/// containerd's own directory lies in `/tmp`, which may be memory. `more` bytes are not in the
+/// processes' memory yet.
+fn preflight(path: &Path, init: u32, more: u64) -> Result<(), CheckpointError> {
+    let processes = facts::processes(init);
+    let resident: u64 = processes.iter().map(|p| p.resident_bytes).sum();
+    let needed = resident + more;
     let stat = statvfs(path).map_err(|e| host("inspect", path)(e.into()))?;
     let free = stat.blocks_available() * stat.fragment_size();
     if free < needed {

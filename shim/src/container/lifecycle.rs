@@ -7,7 +7,7 @@ use protobuf::well_known_types::any::Any;
 
 use super::{Container, ContainerError, INIT_PID_FILE, ROOTFS, create::blocking, lock, read_pid};
 use crate::{
-    mount,
+    gpu, mount,
     process::{Process, ProcessState},
     restore,
 };
@@ -55,14 +55,48 @@ impl Container {
         };
         let pid_file = self.bundle.join(INIT_PID_FILE);
         let operation = self.shared.reaper.begin();
-        restore::start(prepared, &self.facts(), &mut stdio, &pid_file).await?;
+        let wake = restore::start(prepared, &self.facts(), &mut stdio, &pid_file).await?;
         let pid = read_pid(&pid_file).map_err(self.host_error("read", &pid_file))?;
         let claim = operation.claim(pid);
         self.init.set_pid(pid);
         self.init
             .keep_streams(stdio.start(&self.shared.reaper).await?);
         self.adopt_cgroup(pid);
-        Ok(claim)
+        match wake {
+            Some(wake) => self.wake(&wake, pid, claim).await,
+            None => Ok(claim),
+        }
+    }
+
+    /// Brings GPU state back. A container whose GPU state is lost must not pass for a restored one:
+    /// it is killed.
+    async fn wake(
+        &self,
+        wake: &gpu::Wake,
+        init: u32,
+        claim: crate::reaper::Claim,
+    ) -> Result<crate::reaper::Claim, ContainerError> {
+        let cgroup = self.cgroup();
+        let pids = cgroup.as_ref().map_or_else(Vec::new, |group| group.pids());
+        let spec = self.whole_spec()?;
+        match wake.wake(init, &pids, &spec).await {
+            Ok(took) => {
+                let ms = took.as_millis();
+                tracing::info!(id = %self.id, ms, "GPU state restored");
+                Ok(claim)
+            }
+            Err(error) => {
+                if let Some(cgroup) = cgroup
+                    && let Err(error) = blocking(move || cgroup.kill()).await
+                {
+                    tracing::error!(id = %self.id, %error, "cannot end the container");
+                }
+                let _ = wake.release().await;
+                let exit = claim.exit().await;
+                self.init.set_exited(exit);
+                Err(restore::RestoreError::from(error).into())
+            }
+        }
     }
 
     /// `Pause`.

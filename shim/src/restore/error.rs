@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use kybernate_config::settings::SettingsError;
 use kybernate_oci::{archive::ReadError, rootfs::ApplyError};
 
-use crate::{runc::RuncError, spec::SpecError, status::Class};
+use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,9 @@ pub enum RestoreError {
         /// What CRIU's log says.
         criu: String,
     },
+    /// The GPU state.
+    #[error("cannot restore the GPU state of the archive: {0}")]
+    Gpu(#[from] GpuError),
     /// A thread of the restore ended in a panic: a bug.
     #[error("internal error during a restore: {0}")]
     Panic(#[source] tokio::task::JoinError),
@@ -133,6 +136,7 @@ impl RestoreError {
                 Class::FailedPrecondition
             }
             Self::Space { .. } => Class::ResourceExhausted,
+            Self::Gpu(error) => error.class(),
             _ => Class::Unknown,
         }
     }

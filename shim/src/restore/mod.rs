@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Create   open ─> preflight ─> verify every byte while staging ─> file system changes ─> (created)
-//! Start    runc restore, images from the staging directory ─> (running), staging removed
+//! Start    runc restore, images from the staging directory ─> GPU state back ─> (running), staging removed
 //! ```
 //!
 //! The pod's own spec rules: nothing in the archive adds a mount, a device, an annotation, a
@@ -21,6 +21,7 @@ use std::{
 use kybernate_config::Settings;
 use kybernate_oci::{
     archive::Archive,
+    manifest::Gpu,
     rootfs::{self, tree},
 };
 
@@ -32,6 +33,7 @@ use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
     criu::{self, log},
+    gpu::Wake,
     io::Stdio,
     spec::SpecFacts,
 };
@@ -57,6 +59,7 @@ pub struct Prepared {
     staging: WorkDir,
     images: PathBuf,
     work: PathBuf,
+    gpu: Option<Gpu>,
 }
 
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
@@ -64,23 +67,67 @@ pub struct Prepared {
 pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
     let criu = criu::Version::text(&facts.runc).await;
+    let path = match source {
+        Source::Images(path) => {
+            let facts = facts.clone();
+            return blocking(move || Prepared::from_images(&path, &facts, &settings)).await;
+        }
+        Source::Archive(path) => path,
+    };
+    let archive = {
+        let path = path.clone();
+        blocking(move || open_archive(&path)).await?
+    };
+    preflight::check(archive.manifest(), &preflight::Here::now(criu))?;
+    if let Some(gpu) = archive.manifest().gpu.clone() {
+        wake(gpu, facts, &settings).await?.release().await?;
+    }
     let facts = facts.clone();
-    tokio::task::spawn_blocking(move || match source {
-        Source::Archive(path) => Prepared::from_archive(&path, &facts, criu, &settings),
-        Source::Images(path) => Prepared::from_images(&path, &facts, &settings),
+    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings)).await
+}
+
+/// Makes sure that this node's GPUs can take over what the archive's held.
+async fn wake(gpu: Gpu, facts: &ContainerFacts, settings: &Settings) -> Result<Wake, RestoreError> {
+    let spec = SpecFacts::read_whole(&facts.bundle)?;
+    let reaper = facts.runc.reaper();
+    Ok(Wake::prepare(gpu, &spec, &settings.gpu, reaper, &facts.bundle).await?)
+}
+
+/// Restores run on threads that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(RestoreError::Panic)?
+}
+
+fn open_archive(path: &Path) -> Result<Archive, RestoreError> {
+    if !path.is_absolute() {
+        return Err(RestoreError::Annotation { value: path.into() });
+    }
+    Archive::open(path).map_err(|source| RestoreError::Archive {
+        path: path.into(),
+        source,
     })
-    .await
-    .map_err(RestoreError::Panic)?
 }
 
 /// Brings the processes back. On return they run and runc knows them; the staged images are
-/// gone.
+/// gone. GPU state, if there is any, is still in host memory: [`Wake::wake`] is the next step.
 pub async fn start(
     prepared: Prepared,
     facts: &ContainerFacts,
     stdio: &mut Stdio,
     pid_file: &Path,
-) -> Result<(), RestoreError> {
+) -> Result<Option<Wake>, RestoreError> {
+    let settings = Settings::load()?;
+    let gpu = match prepared.gpu.clone() {
+        Some(gpu) => Some(wake(gpu, facts, &settings).await?),
+        None => None,
+    };
+    if let Some(gpu) = &gpu {
+        gpu.hold_huge_pages(&settings.gpu).await;
+    }
     let version = criu::Version::text(&facts.runc).await;
     let parsed = version.as_deref().and_then(criu::Version::parse);
     criu::config::write(&facts.bundle, parsed).map_err(|source| RestoreError::Host {
@@ -118,7 +165,8 @@ pub async fn start(
             id: facts.id.clone(),
             criu: log::explain(&prepared.work.join(LOG)),
             runc,
-        })
+        })?;
+    Ok(gpu)
 }
 
 /// Makes the mount of a read-only root read-only. `runc create` does that itself; `runc restore`
@@ -153,21 +201,14 @@ pub fn parent(bundle: &Path) -> Option<String> {
 impl Prepared {
     fn from_archive(
         path: &Path,
+        archive: &Archive,
         facts: &ContainerFacts,
-        criu: Option<String>,
         settings: &Settings,
     ) -> Result<Self, RestoreError> {
-        if !path.is_absolute() {
-            return Err(RestoreError::Annotation { value: path.into() });
-        }
-        let archive = Archive::open(path).map_err(|source| RestoreError::Archive {
-            path: path.into(),
-            source,
-        })?;
         let manifest = archive.manifest();
-        preflight::check(manifest, &preflight::Here::now(criu))?;
-        let (restore, files) = Self::staged(facts, settings, stage::size(manifest))?;
-        stage::extract(&archive, restore.staging.path()).map_err(|source| {
+        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest))?;
+        restore.gpu.clone_from(&manifest.gpu);
+        stage::extract(archive, restore.staging.path()).map_err(|source| {
             RestoreError::Archive {
                 path: path.into(),
                 source,
@@ -225,6 +266,7 @@ impl Prepared {
                     staging,
                     images,
                     work,
+                    gpu: None,
                 },
                 files,
             ))

@@ -1,0 +1,231 @@
+//! A container that stands still for its dump, and goes on after it.
+//!
+//! ```text
+//! begin  (thaw what was paused, if it has a GPU) ─> GPU state into host memory ─> freeze
+//! go_on  thaw ─> GPU state back, verified ─> (freeze again what was paused)
+//! ```
+//!
+//! When a [`Still`] is dropped the processes are thawed, and the GPU helper brings their GPU state
+//! back by itself.
+
+use std::{sync::Arc, time::Instant};
+
+use kybernate_config::Settings;
+use kybernate_oci::manifest::Gpu;
+
+use super::{
+    CheckpointError,
+    freezer::{Freezer, Thaw},
+    phases::Phases,
+    stop::Stop,
+};
+use crate::{
+    container::Container,
+    gpu::{self, GpuError, Suspended},
+    process::ProcessState,
+};
+
+/// A container that stands still.
+#[derive(Debug)]
+pub struct Still {
+    container: Arc<Container>,
+    freezer: Freezer,
+    was_paused: bool,
+    /// Present while it is frozen by this.
+    thaw: Option<Thaw>,
+    gpu: Option<Suspended>,
+}
+
+impl Still {
+    /// Makes a container stand still. One without GPU state is frozen only if `freeze` says so:
+    /// CRIU can do that itself.
+    pub async fn begin(
+        container: &Arc<Container>,
+        freezer: &Freezer,
+        freeze: bool,
+        settings: &Settings,
+        stop: &Stop,
+        phases: &mut Phases,
+    ) -> Result<Self, CheckpointError> {
+        let mut still = Self {
+            container: Arc::clone(container),
+            freezer: freezer.clone(),
+            was_paused: container.state() == ProcessState::Paused,
+            thaw: None,
+            gpu: None,
+        };
+        if still.sees_gpu().await? {
+            still.suspend(settings, stop, phases).await?;
+        }
+        if let Some(reason) = stop.reason() {
+            let id = container.id.clone();
+            return Err(still
+                .go_on_after(CheckpointError::Stopped { id, reason })
+                .await);
+        }
+        if freeze || still.was_paused {
+            let begun = Instant::now();
+            if let Err(error) = still.freeze().await {
+                return Err(still.go_on_after(error).await);
+            }
+            phases.end("freeze", begun);
+        }
+        Ok(still)
+    }
+
+    async fn sees_gpu(&self) -> Result<bool, CheckpointError> {
+        let pids = self
+            .container
+            .cgroup()
+            .map_or_else(Vec::new, |cgroup| cgroup.pids());
+        let Some(init) = self.container.init_pid() else {
+            return Ok(false);
+        };
+        tokio::task::spawn_blocking(move || gpu::sees_gpu(init, &pids))
+            .await
+            .map_err(|source| CheckpointError::Panic {
+                id: self.container.id.clone(),
+                source,
+            })
+    }
+
+    async fn suspend(
+        &mut self,
+        settings: &Settings,
+        stop: &Stop,
+        phases: &mut Phases,
+    ) -> Result<(), CheckpointError> {
+        if self.was_paused {
+            // Frozen processes don't answer the driver.
+            self.freezer
+                .thaw()
+                .map_err(|source| self.not_thawed(source))?;
+        }
+        match gpu::suspend(&self.container, &self.freezer, &settings.gpu, stop).await {
+            Ok(suspended) => {
+                for (name, took) in suspended.iter().flat_map(|s| &s.steps) {
+                    phases.add(name, *took);
+                }
+                self.gpu = suspended;
+                Ok(())
+            }
+            Err(source) => {
+                if self.was_paused
+                    && let Err(error) = self.runc_pause().await
+                {
+                    tracing::error!(%error, "cannot pause the container again");
+                }
+                Err(self.gpu_error(source))
+            }
+        }
+    }
+
+    /// Freezes what runs. What was paused and has no GPU is frozen already.
+    async fn freeze(&mut self) -> Result<(), CheckpointError> {
+        if self.was_paused && self.gpu.is_none() {
+            return Ok(());
+        }
+        // First, so that a freeze that was cut short is undone, too.
+        self.thaw = Some(Thaw::at_end(Some(self.freezer.clone())));
+        self.runc_pause().await
+    }
+
+    async fn runc_pause(&self) -> Result<(), CheckpointError> {
+        let paused = self.container.runc.pause(&self.container.id).await;
+        paused.map_err(|source| CheckpointError::Runc {
+            id: self.container.id.clone(),
+            source,
+        })
+    }
+
+    /// Whether it was paused before.
+    #[must_use]
+    pub fn was_paused(&self) -> bool {
+        self.was_paused
+    }
+
+    /// The GPU state that is in host memory now, for the manifest.
+    #[must_use]
+    pub fn gpu(&self) -> Option<Gpu> {
+        self.gpu.as_ref().map(Suspended::facts)
+    }
+
+    /// Bytes of device memory that are in host memory now.
+    #[must_use]
+    pub fn gpu_memory(&self) -> u64 {
+        self.gpu.as_ref().map_or(0, Suspended::memory)
+    }
+
+    /// Lets it go on as it was before.
+    pub async fn go_on(mut self, phases: &mut Phases) -> Result<(), CheckpointError> {
+        if let Some(thaw) = self.thaw.take() {
+            thaw.now().map_err(|source| self.not_thawed(source))?;
+        }
+        if let Some(gpu) = self.gpu.take() {
+            let steps = gpu
+                .resume()
+                .await
+                .map_err(|source| self.gpu_error(source))?;
+            for (name, took) in steps {
+                phases.add(name, took);
+            }
+            if self.was_paused {
+                self.runc_pause().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets it go on after a failure, and returns what is to be said of that.
+    pub async fn go_on_after(self, error: CheckpointError) -> CheckpointError {
+        let id = self.container.id.clone();
+        match self.go_on(&mut Phases::default()).await {
+            Ok(()) => error,
+            Err(second) => CheckpointError::NotAsBefore {
+                id,
+                first: Box::new(error),
+                second: Box::new(second),
+            },
+        }
+    }
+
+    /// Ends every process: the checkpoint was its last deed.
+    pub async fn end(mut self) -> Result<(), CheckpointError> {
+        let container = Arc::clone(&self.container);
+        let kill = move || {
+            let cgroup = container.cgroup();
+            cgroup.map_or(Ok(()), |cgroup| cgroup.kill())
+        };
+        tokio::task::spawn_blocking(kill)
+            .await
+            .map_err(|source| CheckpointError::Panic {
+                id: self.container.id.clone(),
+                source,
+            })?
+            .map_err(|source| CheckpointError::Host {
+                action: "end the container of",
+                path: self.container.bundle.clone(),
+                source,
+            })?;
+        if let Some(gpu) = self.gpu.take() {
+            gpu.release()
+                .await
+                .map_err(|source| self.gpu_error(source))?;
+        }
+        self.go_on(&mut Phases::default()).await
+    }
+
+    fn not_thawed(&self, source: std::io::Error) -> CheckpointError {
+        CheckpointError::Thaw {
+            id: self.container.id.clone(),
+            source,
+        }
+    }
+
+    fn gpu_error(&self, source: GpuError) -> CheckpointError {
+        CheckpointError::Gpu {
+            id: self.container.id.clone(),
+            source,
+        }
+    }
+}

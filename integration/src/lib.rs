@@ -31,6 +31,7 @@ pub mod checkpoint;
 pub mod cri;
 pub mod demo;
 pub mod events;
+pub mod gpu;
 pub mod image;
 pub mod lab;
 pub mod node;

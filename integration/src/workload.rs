@@ -86,6 +86,12 @@ impl Workload {
         }
     }
 
+    /// So many processes that count in the memory of a GPU's double; see `doubles/cuda.h`. Its
+    /// container needs [`crate::gpu::container`].
+    pub fn gpu(processes: u32) -> Self {
+        Self::new("gpu", &["gpu", &processes.to_string()], "count ")
+    }
+
     /// A Python program with objects, a generator and a thread.
     pub fn python() -> Self {
         let argv = [

@@ -20,6 +20,9 @@ pub const TOOLS: &str = "kybernate.test/tools:1";
 /// Python, Redis and nginx of Debian with the libraries they need, on top of [`TOOLS`].
 pub const APPS: &str = "kybernate.test/apps:1";
 
+/// File name of the double of the CUDA driver.
+const DOUBLE: &str = "double-libcuda.so";
+
 /// Image tars of one root.
 #[derive(Debug, Clone)]
 pub struct Catalog {
@@ -35,7 +38,7 @@ impl Catalog {
             include_str!("mod.rs").into(),
             include_str!("catalog.rs").into(),
         ];
-        for source in &sources {
+        for source in sources.iter().chain(&double_sources()) {
             key.push(fs::read_to_string(source)?);
         }
         let dir = roots::lab_dir()?.join(format!("images-{}", roots::key_of(&key)));
@@ -50,11 +53,17 @@ impl Catalog {
         }
         fs::create_dir_all(&partial)?;
         let programs = compile(&sources, &partial)?;
+        compile_double(&partial.join(DOUBLE))?;
         pause(&programs)?.write(&partial.join(file_name(PAUSE)))?;
         tools(TOOLS, root, &programs)?.write(&partial.join(file_name(TOOLS)))?;
         apps(root, &programs)?.write(&partial.join(file_name(APPS)))?;
         fs::rename(&partial, &catalog.dir)?;
         Ok(catalog)
+    }
+
+    /// The double of the CUDA driver's library, `doubles/cuda.c`.
+    pub fn double(&self) -> PathBuf {
+        self.dir.join(DOUBLE)
     }
 
     /// The tar of an image of this catalog.
@@ -90,25 +99,44 @@ fn workload_sources() -> Result<Vec<PathBuf>> {
     Ok(sources)
 }
 
+fn double_sources() -> [PathBuf; 2] {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("doubles");
+    [dir.join("cuda.c"), dir.join("cuda.h")]
+}
+
+fn compile_double(library: &Path) -> Result<()> {
+    let [source, _] = double_sources();
+    cc(
+        &["-shared", "-fPIC", "-fvisibility=hidden"],
+        &source,
+        library,
+    )
+}
+
+fn cc(arguments: &[&str], source: &Path, result: &Path) -> Result<()> {
+    let output = Command::new("cc")
+        .args(["-O2", "-Wall", "-Wextra", "-Werror"])
+        .args(arguments)
+        .arg("-o")
+        .arg(result)
+        .arg(source)
+        .output()
+        .context("cannot run cc: install gcc and libc6-dev")?;
+    ensure!(
+        output.status.success(),
+        "cc {}: {}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
 /// Compiles each source to a static program of its name, without the `.c`.
 fn compile(sources: &[PathBuf], dir: &Path) -> Result<Vec<PathBuf>> {
     let mut programs = Vec::new();
     for source in sources {
         let program = dir.join(source.file_stem().context("a workload without a name")?);
-        let output = Command::new("cc")
-            .args([
-                "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread", "-o",
-            ])
-            .arg(&program)
-            .arg(source)
-            .output()
-            .context("cannot run cc: install gcc and libc6-dev")?;
-        ensure!(
-            output.status.success(),
-            "cc {}: {}",
-            source.display(),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        cc(&["-static", "-pthread"], source, &program)?;
         programs.push(program);
     }
     Ok(programs)

@@ -32,6 +32,9 @@ use crate::image::catalog::{self, Catalog};
 pub use containerd::{Containers, Cri, Events, Images, Namespaced, Tasks};
 pub use leaks::{left_behind, sweep};
 
+/// Where the libraries of the double of a GPU driver lie in a lab.
+pub const DOUBLE: &str = "/opt/kybernate-double";
+
 /// Which containerd, runc and CRIU a lab has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Distro {
@@ -179,7 +182,7 @@ impl Lab {
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
         let dir = roots::lab_dir()?.join("run").join(&name);
-        let has_shim = write_inputs(&dir, distro, &options)?;
+        let has_shim = write_inputs(&dir, distro, &options, &catalog)?;
         let mut supervisor = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/instance.sh"))
                 .arg(&root.path)
                 .arg(&dir)
@@ -362,7 +365,12 @@ impl Drop for Lab {
 }
 
 /// Lays out what `lab/instance.sh` finds in the lab's directory; tells whether our shim is built.
-fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool> {
+fn write_inputs(
+    dir: &Path,
+    distro: Distro,
+    options: &LabOptions,
+    catalog: &Catalog,
+) -> Result<bool> {
     let shim = options.binaries.join(kybernate_config::names::SHIM_BINARY);
     let handlers: &[Handler] = if shim.is_file() {
         &Handler::ALL
@@ -373,6 +381,7 @@ fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool
     fs::create_dir_all(&bin)?;
     for name in [
         kybernate_config::names::SHIM_BINARY,
+        kybernate_config::names::CUDA_BINARY,
         "kybernate",
         "kybernate-nri",
     ] {
@@ -382,7 +391,18 @@ fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool
             fs::copy(&program, bin.join(name))?;
         }
     }
+    // The double of a GPU driver: a lab has no GPU, and what has none never asks for it.
+    let double = dir.join("upper").join(DOUBLE.trim_start_matches('/'));
+    fs::create_dir_all(&double)?;
+    for name in ["libcuda.so.1", "libnvidia-ml.so.1"] {
+        fs::copy(catalog.double(), double.join(name))?;
+    }
     let etc = dir.join("upper/etc");
+    fs::create_dir_all(etc.join("kybernate"))?;
+    fs::write(
+        etc.join("kybernate/config.toml"),
+        format!("[gpu]\nlibcuda = \"{DOUBLE}/libcuda.so.1\"\nlock_timeout_s = 2\n"),
+    )?;
     fs::create_dir_all(etc.join("containerd"))?;
     fs::create_dir_all(etc.join("cni/net.d"))?;
     fs::write(

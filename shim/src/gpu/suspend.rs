@@ -59,7 +59,13 @@ pub async fn suspend(
         facts: Gpu::default(),
         steps: Vec::new(),
     };
-    match suspended.take(facts, freezer, stop).await {
+    let taken = tokio::select! {
+        taken = suspended.take(facts, freezer, stop) => taken,
+        // A step that is under way ends before its processes tell their state, so what follows,
+        // which is the caller's, waits for it.
+        _ = stop.stopped() => Ok(()),
+    };
+    match taken {
         Ok(()) if suspended.pids.is_empty() => {
             suspended.release().await?;
             Ok(None)
@@ -129,6 +135,13 @@ impl Suspended {
                 State::None if self.is_starting(pid).await? => found.push(pid),
                 State::None => {}
                 _ if self.pids.contains(&pid) => {}
+                State::Failed => {
+                    let name = evidence::name(pid);
+                    return Err(GpuError::Unsupported {
+                        what: format!("the CUDA state of process {pid} ({name}) has failed"),
+                        remedy: "restart the container",
+                    });
+                }
                 state => {
                     return Err(GpuError::Taken {
                         pid,

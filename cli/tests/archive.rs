@@ -83,6 +83,11 @@ fn an_intact_archive_verifies_lists_and_gives_its_entries() {
     let out = kybernate(&["cat", text(&path), "checkpoint/pages-1.img"]);
     assert!(out.stdout == pages() && out.stderr.is_empty());
 
+    // The manifest lists every file but itself, and is a file all the same.
+    let out = kybernate(&["cat", text(&path), "kybernate.json"]);
+    assert!(out.status.success(), "{out:?}");
+    let manifest: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(manifest["container"]["name"], "counter");
     let out = kybernate(&["inspect", "--json", text(&path)]);
     let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(report["manifest"]["container"]["name"], "counter");

@@ -189,12 +189,29 @@ impl Report {
         for line in self.targets().iter().map(Target::line) {
             let _ = writeln!(text, "| {} |", line.join(" | "));
         }
+        if let Some(size) = self.sizes.last() {
+            self.disk_bound(&mut text, size);
+        }
         for size in &self.sizes {
             checkpoint_table(&mut text, size);
         }
         self.restore_table(&mut text);
         self.pod_table(&mut text);
         text
+    }
+
+    /// Which disk the target of level `fast` takes: what is stored has to be written.
+    fn disk_bound(&self, text: &mut String, size: &Size) {
+        let allowed = size.median(Way::Stock, |s| s.wall) / 6.0;
+        let _ = writeln!(
+            text,
+            "\nLevel `fast` stores memory that does not compress very well. A sixth of stock's time, \
+             {allowed:.2} s,\nis enough to write {} MiB only to a disk of {:.2} GB/s or more; this one \
+             has {:.1} GB/s.",
+            size.mib,
+            f64::from(size.mib) * MIB / allowed / 1e9,
+            self.machine.disk / 1e9,
+        );
     }
 
     fn restore_table(&self, text: &mut String) {

@@ -15,7 +15,7 @@ const WORTHLESS: f64 = 0.97;
 /// At level `fast` only what shrinks to this share is worth the processor's time.
 const WORTH_FAST: f64 = 0.4;
 /// How much larger the word encoder's result may be at the default level: it is faster.
-const WORDS_MARGIN: f64 = 1.05;
+const WORDS_MARGIN: f64 = 1.1;
 
 /// The form that a frame took.
 pub(super) enum Encoded {

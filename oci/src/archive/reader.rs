@@ -26,6 +26,7 @@ pub struct Archive {
     pub(super) frames: Vec<Located>,
     pub(super) manifest: Manifest,
     manifest_sha256: String,
+    manifest_json: Vec<u8>,
     archive_bytes: u64,
     content_bytes: u64,
 }
@@ -84,6 +85,7 @@ impl Archive {
             frames,
             manifest,
             manifest_sha256: super::hex(&Sha256::digest(&json)),
+            manifest_json: json,
             archive_bytes,
             content_bytes: last.start + u64::from(last.row.content),
         })
@@ -93,6 +95,12 @@ impl Archive {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The manifest as it stands in the archive: the content of `kybernate.json`.
+    #[must_use]
+    pub fn manifest_json(&self) -> &[u8] {
+        &self.manifest_json
     }
 
     /// Lower-case hex sha256 of `kybernate.json`.

@@ -36,16 +36,16 @@ impl Coder {
         }
     }
 
-    /// Fits the table to `counts`, whose sum is `total`, writes its description to `output` at
-    /// `at`, and returns its mode and end.
+    /// Fits the table to `counts`, writes its description to `output` at `at`, and returns its
+    /// mode and end.
     pub(super) fn fit(
         &mut self,
         counts: &[u32; CODES],
-        total: usize,
         log_max: u32,
         output: &mut [u8],
         mut at: usize,
     ) -> Option<(u8, usize)> {
+        let total: u32 = counts.iter().sum();
         let symbols = counts.iter().filter(|count| **count > 0).count();
         if symbols == 1 {
             let symbol = counts.iter().position(|count| *count > 0)?;
@@ -57,11 +57,11 @@ impl Coder {
             return Some((RLE, at));
         }
         // A finer table than there are symbols to count gains nothing.
-        let wanted = (total.max(2) as u32).ilog2().clamp(LOG_MIN, log_max);
+        let wanted = total.max(2).ilog2().clamp(LOG_MIN, log_max);
         self.log = wanted
             .max(symbols.next_power_of_two().ilog2() + 1)
             .min(log_max);
-        let shares = shares(counts, total as u64, 1 << self.log);
+        let shares = shares(counts, u64::from(total), 1 << self.log);
         self.build(&shares);
         Some((FSE, describe(&shares, self.log, output, at)?))
     }
@@ -105,13 +105,14 @@ impl Coder {
         self.next(state >> bits, step)
     }
 
-    /// Adds `symbol` before those added so far.
-    #[inline]
-    pub(super) fn put(&self, state: &mut u32, symbol: u8, bits: &mut Bits<'_>) {
+    /// The bits that add `symbol` before those added so far, and their number.
+    #[inline(always)]
+    pub(super) fn step(&self, state: &mut u32, symbol: u8) -> (u64, u32) {
         let step = self.steps[usize::from(symbol) % CODES];
         let count = state.wrapping_add(step.base) >> 16;
-        bits.add(u64::from(*state & ((1 << count) - 1)), count);
+        let bits = u64::from(*state & ((1 << count) - 1));
         *state = self.next(*state >> count, step);
+        (bits, count)
     }
 
     #[inline]

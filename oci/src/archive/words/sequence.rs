@@ -1,41 +1,65 @@
 //! zstd's codes for literal lengths, match lengths and offsets (RFC 8878, 3.1.1.3.2.1.1).
 //!
 //! All lengths and distances are whole words.
+//!
+//! ```text
+//! meta of a sequence: literal length code | match length code << 8 | offset code << 16 |
+//!                     number of extra bits << 24
+//! ```
+//! The three parts' metas are added to get it.
 
 use super::bits::Bits;
-use super::scan::{BLOCK_WORDS, Scan};
 
+/// Most sequences of a block: each has a word of its own, and a run may take two.
+const ROOM: usize = 16 << 10;
 /// Lengths below this many words take their code from a table.
 const SMALL: usize = 32;
 /// Codes that can occur.
 pub(super) const CODES: usize = 64;
+/// The largest codes: literal lengths, offsets, match lengths.
+const LAST: [usize; 3] = [35, 31, 52];
+/// Where a sequence's meta has what.
+const MATCH: u32 = 8;
+const OFFSET: u32 = 16;
+const BITS: u32 = 24;
+/// Of more sequences than this only every fourth is counted.
+const COUNT_ALL: usize = 1024;
 
-/// Code, number of extra bits, and their value.
+/// A length's extra bits, and its part of the meta.
 #[derive(Debug, Clone, Copy, Default)]
 struct Code {
-    code: u8,
-    bits: u8,
     extra: u32,
+    meta: u32,
 }
 
 /// One sequence, coded.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sequence {
     extra: u64,
-    extra_bits: u8,
-    pub(super) literal: u8,
-    pub(super) matched: u8,
-    pub(super) offset: u8,
+    meta: u32,
 }
 
 impl Sequence {
-    /// Adds the extra bits after at most 26 others, and flushes.
+    pub(super) fn literal(&self) -> u8 {
+        self.meta as u8
+    }
+
+    pub(super) fn matched(&self) -> u8 {
+        (self.meta >> MATCH) as u8
+    }
+
+    pub(super) fn offset(&self) -> u8 {
+        (self.meta >> OFFSET) as u8
+    }
+
+    /// Adds the extra bits after at most 26 others in `before`, and flushes.
     #[inline(always)]
-    pub(super) fn put_extra(&self, bits: &mut Bits<'_>) {
-        let count = u32::from(self.extra_bits);
+    pub(super) fn put_extra(&self, bits: &mut Bits<'_>, before: u64, before_count: u32) {
+        let count = self.meta >> BITS;
         if count <= 30 {
-            bits.add(self.extra, count);
+            bits.add(before | self.extra << before_count, before_count + count);
         } else {
+            bits.add(before, before_count);
             bits.flush();
             bits.add(self.extra & 0x3FFF_FFFF, 30);
             bits.flush();
@@ -45,110 +69,103 @@ impl Sequence {
     }
 }
 
-/// The three offsets that a decoder remembers, in words; 0 for those that words can't reach.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Offsets([u32; 3]);
-
-impl Offsets {
-    /// What a frame begins with: 1, 4 and 8 bytes.
-    pub(super) fn new() -> Self {
-        Self([0, 0, 1])
-    }
-
-    /// The offset value for `distance` after literals or directly after a match.
-    #[inline]
-    fn value(&mut self, distance: u32, literals: bool) -> u32 {
-        let [first, second, third] = self.0;
-        let (is_first, is_second, is_third) = (
-            (distance == first) & literals,
-            distance == second,
-            distance == third,
-        );
-        let known = if is_first {
-            0
-        } else if is_second {
-            1
-        } else {
-            2
-        };
-        let value = if is_first | is_second | is_third {
-            known + u32::from(literals)
-        } else {
-            distance * 8 + 3
-        };
-        self.0 = [
-            distance,
-            if is_first { second } else { first },
-            if is_first | is_second { third } else { second },
-        ];
-        value
-    }
-}
-
 /// Sequences of a block and how often each code occurs.
 #[derive(Debug)]
 pub(super) struct Sequences {
-    list: Vec<Sequence>,
+    list: Box<[Sequence; ROOM]>,
+    added: Added,
     literal_counts: [u32; CODES],
     offset_counts: [u32; CODES],
     match_counts: [u32; CODES],
-    extra_bits: usize,
     small_literals: [Code; SMALL],
     small_matches: [Code; SMALL],
+}
+
+/// What was added to a block, or to the blocks of the frame before it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Added {
+    count: usize,
+    extra_bits: usize,
+    /// All metas, or-ed.
+    metas: u32,
+    /// The newest distance, which has a short form.
+    distance: u32,
 }
 
 impl Sequences {
     pub(super) fn new() -> Self {
         Self {
-            list: Vec::with_capacity(BLOCK_WORDS),
+            list: match vec![Sequence::default(); ROOM]
+                .into_boxed_slice()
+                .try_into()
+            {
+                Ok(list) => list,
+                Err(_) => unreachable!("the slice has the array's size"),
+            },
+            added: Added::default(),
             literal_counts: [0; CODES],
             offset_counts: [0; CODES],
             match_counts: [0; CODES],
-            extra_bits: 0,
             small_literals: std::array::from_fn(|words| literal_code(words as u32)),
             small_matches: std::array::from_fn(|words| match_code(words.max(1) as u32)),
         }
     }
 
-    /// Codes the matches of `scan`.
-    pub(super) fn plan(&mut self, scan: &Scan, offsets: &mut Offsets) {
-        self.list.clear();
-        self.literal_counts.fill(0);
-        self.offset_counts.fill(0);
-        self.match_counts.fill(0);
-        let mut extra_bits = 0;
-        for found in scan.matches() {
-            let literal = match self.small_literals.get(found.literals as usize) {
-                Some(code) => *code,
-                None => large(literal_code, found.literals),
-            };
-            let length = match self.small_matches.get(found.length as usize) {
-                Some(code) => *code,
-                None => large(match_code, found.length),
-            };
-            let value = offsets.value(found.distance, found.literals > 0);
-            let offset = value.ilog2();
-            let bits = u32::from(literal.bits) + u32::from(length.bits) + offset;
-            let extra = u64::from(literal.extra)
-                | u64::from(length.extra) << literal.bits
-                | u64::from(value - (1 << offset)) << (literal.bits + length.bits);
-            self.literal_counts[usize::from(literal.code) % CODES] += 1;
-            self.match_counts[usize::from(length.code) % CODES] += 1;
-            self.offset_counts[offset as usize % CODES] += 1;
-            extra_bits += bits as usize;
-            self.list.push(Sequence {
-                extra,
-                extra_bits: bits as u8,
-                literal: literal.code,
-                matched: length.code,
-                offset: offset as u8,
-            });
+    /// A frame begins: no distance is known. The decoder's three are 1, 4 and 8 bytes.
+    pub(super) fn reset(&mut self) {
+        self.added = Added::default();
+    }
+
+    /// What the newest distance was, to go back to.
+    pub(super) fn distance(&self) -> u32 {
+        self.added.distance
+    }
+
+    /// Goes back: the decoder does not see the block's sequences.
+    pub(super) fn forget(&mut self, distance: u32) {
+        self.added.distance = distance;
+    }
+
+    /// Takes the sequences of the next block.
+    #[inline(always)]
+    pub(super) fn adder(&mut self) -> Adder<'_> {
+        Adder {
+            list: &mut self.list,
+            literals: &self.small_literals,
+            matches: &self.small_matches,
+            added: Added {
+                distance: self.added.distance,
+                ..Added::default()
+            },
         }
-        self.extra_bits = extra_bits;
+    }
+
+    /// Ends the block that the adder took.
+    pub(super) fn set(&mut self, added: Added) {
+        self.added = added;
+        let all = added.count <= COUNT_ALL;
+        let (step, least) = if all { (1, 0) } else { (4, 1) };
+        let metas = added.metas;
+        let counts = [
+            (&mut self.literal_counts, metas as u8),
+            (&mut self.offset_counts, (metas >> OFFSET) as u8),
+            (&mut self.match_counts, (metas >> MATCH) as u8),
+        ];
+        for ((counts, codes), last) in counts.into_iter().zip(LAST) {
+            // Codes that occur are at most as large as all their bits together.
+            let bound = (usize::from(codes) + 1).next_power_of_two() - 1;
+            counts.fill(0);
+            counts[..=bound.min(last)].fill(least);
+        }
+        for sequence in self.list[..added.count].iter().step_by(step) {
+            self.literal_counts[usize::from(sequence.literal()) % CODES] += 1;
+            self.offset_counts[usize::from(sequence.offset()) % CODES] += 1;
+            self.match_counts[usize::from(sequence.matched()) % CODES] += 1;
+        }
     }
 
     pub(super) fn list(&self) -> &[Sequence] {
-        &self.list
+        &self.list[..self.added.count]
     }
 
     pub(super) fn literal_counts(&self) -> &[u32; CODES] {
@@ -166,7 +183,52 @@ impl Sequences {
     /// Bytes that the sequences take at most, without tables.
     pub(super) fn bound(&self) -> usize {
         let states: u32 = super::LOGS.iter().sum();
-        (self.extra_bits + self.list.len() * states as usize) / 8
+        (self.added.extra_bits + self.added.count * states as usize) / 8
+    }
+}
+
+/// Codes sequences.
+#[derive(Debug)]
+pub(super) struct Adder<'a> {
+    list: &'a mut [Sequence; ROOM],
+    literals: &'a [Code; SMALL],
+    matches: &'a [Code; SMALL],
+    added: Added,
+}
+
+impl Adder<'_> {
+    /// Adds a copy of `length` words from `distance` words back, after so many literals.
+    #[inline(always)]
+    pub(super) fn add(&mut self, literals: u32, length: u32, distance: u32) {
+        let literal = match self.literals.get(literals as usize) {
+            Some(code) => *code,
+            None => large(literal_code, literals),
+        };
+        let length = match self.matches.get(length as usize) {
+            Some(code) => *code,
+            None => large(match_code, length),
+        };
+        // Directly after a match the newest distance has no short form. The two older ones are
+        // not worth their comparisons.
+        let newest = (distance == self.added.distance) & (literals > 0);
+        let value = std::hint::select_unpredictable(newest, 1, distance * 8 + 3);
+        let offset = value.ilog2();
+        let offset_extra = u64::from(value ^ (1 << offset));
+        let lengths_extra = u64::from(length.extra) | offset_extra << (length.meta >> BITS);
+        let meta = literal.meta + length.meta + offset * (1 << OFFSET | 1 << BITS);
+        self.list[self.added.count % ROOM] = Sequence {
+            extra: u64::from(literal.extra) | lengths_extra << (literal.meta >> BITS),
+            meta,
+        };
+        self.added.count += 1;
+        self.added.extra_bits += (meta >> BITS) as usize;
+        self.added.metas |= meta;
+        self.added.distance = distance;
+    }
+
+    /// What was added.
+    pub(super) fn added(self) -> Added {
+        self.added
     }
 }
 
@@ -191,9 +253,8 @@ fn literal_code(words: u32) -> Code {
         }
     };
     Code {
-        code,
-        bits,
         extra: bytes - base,
+        meta: u32::from(code) | u32::from(bits) << BITS,
     }
 }
 
@@ -212,9 +273,8 @@ fn match_code(words: u32) -> Code {
         }
     };
     Code {
-        code,
-        bits,
         extra: value - base,
+        meta: u32::from(code) << MATCH | u32::from(bits) << BITS,
     }
 }
 
@@ -237,8 +297,8 @@ mod tests {
         ] {
             let found = literal_code(words);
             assert_eq!(
-                (found.code, found.bits, found.extra),
-                (code, bits, extra),
+                (found.meta, found.extra),
+                (code | bits << BITS, extra),
                 "{words}"
             );
         }
@@ -257,22 +317,33 @@ mod tests {
         ] {
             let found = match_code(words);
             assert_eq!(
-                (found.code, found.bits, found.extra),
-                (code, bits, extra),
+                (found.meta, found.extra),
+                (code << MATCH | bits << BITS, extra),
                 "{words}"
             );
         }
     }
 
     #[test]
-    fn repeated_offsets_take_their_places() {
-        let mut offsets = Offsets::new();
-        assert_eq!(offsets.value(1, true), 3);
-        assert_eq!(offsets.value(1, true), 1);
-        assert_eq!(offsets.value(5, true), 43);
-        assert_eq!(offsets.value(1, false), 1);
-        assert_eq!(offsets.value(5, true), 2);
-        // The newest offset has no short form directly after a match.
-        assert_eq!(offsets.value(5, false), 43);
+    fn rare_codes_keep_a_share_though_only_some_are_counted() {
+        let mut sequences = Sequences::new();
+        let mut adder = sequences.adder();
+        for at in 0..2000 {
+            // Every kind once where the counting does not look.
+            let kind = if at % 4 == 1 { at % 31 + 1 } else { 2 };
+            adder.add(kind, kind, kind * 40);
+        }
+        let added = adder.added();
+        sequences.set(added);
+        for sequence in sequences.list() {
+            let codes = [sequence.literal(), sequence.offset(), sequence.matched()];
+            for (code, counts) in codes.into_iter().zip([
+                sequences.literal_counts(),
+                sequences.offset_counts(),
+                sequences.match_counts(),
+            ]) {
+                assert!(counts[usize::from(code)] > 0);
+            }
+        }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::RUNTIME_HANDLER;
+use crate::{
+    names::RUNTIME_HANDLER,
+    wishes::{TriggerSettings, WishSettings},
+};
 
 /// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
@@ -26,6 +29,10 @@ pub struct Settings {
     pub containerd: ContainerdSettings,
     /// Which pods are prepared for checkpoints, and what they may be restored from.
     pub nri: NriSettings,
+    /// What pods may wish for their containers.
+    pub wishes: WishSettings,
+    /// Checkpoints that containers ask for themselves.
+    pub trigger: TriggerSettings,
 }
 
 /// `[checkpoint]`

@@ -129,7 +129,7 @@ pub async fn run(
     let (source, shared_spec) = (Arc::clone(container), Arc::clone(&spec));
     let (mut writer, mut warnings, processes, mounts) = blocking(container, move || {
         let mut writer = images.0;
-        let mut warnings = Vec::new();
+        let mut warnings = source.notices();
         files::save(&source, &shared_spec, rootfs, &mut writer, &mut warnings)?;
         Ok((
             writer,
@@ -166,6 +166,7 @@ pub async fn run(
             id: container.id.clone(),
             source,
         })?;
+        container.runs_again();
         None
     };
     manifest.pause_ms = millis(frozen.elapsed());

@@ -6,5 +6,6 @@ pub mod names;
 pub mod request;
 pub mod settings;
 pub mod size;
+pub mod wishes;
 
 pub use settings::Settings;

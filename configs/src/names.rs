@@ -9,6 +9,34 @@ pub const RESTORE_FROM: &str = "kybernate.io/restore-from";
 /// Container annotation: set by the NRI plugin on every container that it has prepared.
 pub const MANAGED: &str = "kybernate.io/managed";
 
+/// Container annotation: capabilities that the container gets beyond those of its pod's
+/// security context, as [`crate::wishes::Capabilities`].
+pub const ADD_CAPABILITIES: &str = "kybernate.io/add-capabilities";
+
+/// Container annotation: `true` keeps io_uring, which CRIU can't dump, from its processes.
+pub const BLOCK_IO_URING: &str = "kybernate.io/block-io-uring";
+
+/// Container annotation: options for CRIU, as [`crate::wishes::CriuOptions`].
+pub const CRIU_OPTIONS: &str = "kybernate.io/criu-options";
+
+/// Container annotation: `true` gives the container a socket by which it asks for checkpoints.
+pub const TRIGGER: &str = "kybernate.io/trigger";
+
+/// Container annotation: the CRIU configuration file that runc uses, on the host.
+pub const CRIU_CONFIG: &str = "org.criu.config";
+
+/// The container annotations that the shim or runc obeys. A client of the CRI, which is root
+/// on the node, sets them, or the NRI plugin, which has checked what the pod's author wrote. A
+/// pod must not: its author is nobody on the node.
+pub const OBEYED: [&str; 6] = [
+    RESTORE_FROM,
+    ADD_CAPABILITIES,
+    BLOCK_IO_URING,
+    CRIU_OPTIONS,
+    TRIGGER,
+    CRIU_CONFIG,
+];
+
 /// Default runtime handler, the one that the `kybernate` runtime class names.
 pub const RUNTIME_HANDLER: &str = "kybernate";
 

@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::RUNTIME_HANDLER;
+use crate::{
+    names::RUNTIME_HANDLER,
+    wishes::{TriggerSettings, WishSettings},
+};
 
 /// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
@@ -28,6 +31,10 @@ pub struct Settings {
     pub nri: NriSettings,
     /// What happens to GPU state.
     pub gpu: GpuSettings,
+    /// What pods may wish for their containers.
+    pub wishes: WishSettings,
+    /// Checkpoints that containers ask for themselves.
+    pub trigger: TriggerSettings,
 }
 
 /// `[checkpoint]`

@@ -37,8 +37,9 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
-    let settings = Settings::load()?.nri;
+    let settings = Settings::load()?;
     let plugin = Plugin::new(Policy::new(&settings)?);
+    let settings = settings.nri;
     let stop = CancellationToken::new();
     kybernate_nri::cancel_on_signal(&stop)?;
     if let Ok(descriptor) = env::var(SOCKET_VARIABLE) {

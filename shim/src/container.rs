@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -46,6 +46,8 @@ use crate::{
     restore,
     runc::Runc,
     spec::{SpecError, SpecFacts},
+    trigger::Trigger,
+    wishes,
 };
 
 /// Name of the file with init's pid in the bundle.
@@ -110,6 +112,7 @@ pub struct Container {
     cgroup: Mutex<Option<Arc<Cgroup>>>,
     oom: Mutex<Option<OomWatch>>,
     killed: CancellationToken,
+    trigger: OnceLock<Arc<Trigger>>,
 }
 
 #[derive(Debug, Default)]
@@ -150,6 +153,7 @@ impl Container {
             cgroup: Mutex::default(),
             oom: Mutex::default(),
             killed: CancellationToken::new(),
+            trigger: OnceLock::new(),
         }
     }
 
@@ -208,6 +212,33 @@ impl Container {
     #[must_use]
     pub fn killed(&self) -> &CancellationToken {
         &self.killed
+    }
+
+    /// The socket by which it asks for checkpoints, if it has one.
+    #[must_use]
+    pub fn trigger(&self) -> Option<Arc<Trigger>> {
+        self.trigger.get().cloned()
+    }
+
+    async fn shut_trigger(&self) {
+        if let Some(trigger) = self.trigger() {
+            trigger.shut().await;
+        }
+    }
+
+    /// Its processes run again after a dump, while the checkpoint is completed.
+    pub fn runs_again(&self) {
+        if let Some(trigger) = self.trigger() {
+            trigger.resume();
+        }
+    }
+
+    /// What the manifest of its checkpoint is to say about it.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let unprepared = wishes::unprepared(&self.spec).map(String::from);
+        let unready = self.trigger().and_then(|trigger| trigger.notice());
+        unprepared.into_iter().chain(unready).collect()
     }
 
     /// Its cgroup, once it has one.

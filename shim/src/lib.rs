@@ -37,3 +37,5 @@ pub mod start;
 pub mod status;
 pub mod sys;
 pub mod task;
+pub mod trigger;
+pub mod wishes;

@@ -33,6 +33,7 @@ use crate::{
     io::Endpoints,
     pod::Pod,
     task::wire::{checkpoint_options, ending, process_details, status},
+    trigger,
 };
 
 type Reply<T> = ttrpc::Result<T>;
@@ -188,7 +189,7 @@ impl TaskService {
         let _guard = gone.clone().drop_guard();
         let taken = async move {
             let _operation = container.operation().write().await;
-            checkpoint::run(Arc::clone(&container), request, gone)
+            trigger::checkpoint(Arc::clone(&container), request, gone)
                 .await
                 .map_err(ContainerError::from)?;
             container.events().send(&TaskCheckpointed {

@@ -8,7 +8,7 @@ use kybernate_hooks::{client::explain, connect::Connection, cri::v1 as cri};
 use super::{
     Finding,
     config::{self, Handler},
-    probe,
+    nri, probe,
 };
 
 /// Where containerd's config lies unless it was started with another.
@@ -49,7 +49,11 @@ pub async fn ask(socket: &Path) -> Node {
                 .and_then(|v| probe::version(v))
                 .map_or(2, |v| v.0);
             node.findings.push(judge_version(socket, version));
-            Some(cri_config(&connection).await)
+            let config = cri_config(&connection).await;
+            if config.is_ok() {
+                node.findings.push(nri::ask(&connection).await);
+            }
+            Some(config)
         }
     };
     let handler = match status {

@@ -7,6 +7,7 @@ mod config;
 mod containerd;
 mod gpu;
 mod kernel;
+mod nri;
 mod probe;
 mod space;
 mod tools;

@@ -99,6 +99,25 @@ impl Drop for Plugin {
     }
 }
 
+/// The node's settings file in a lab; removed when dropped.
+pub struct NodeSettings(PathBuf);
+
+impl NodeSettings {
+    /// Writes the file. Shims read it for every container, the plugin when it starts.
+    pub fn write(lab: &Lab, text: &str) -> Result<Self> {
+        let path = lab.path(kybernate_config::settings::DEFAULT_PATH);
+        fs::create_dir_all(path.parent().context("a path without a directory")?)?;
+        fs::write(&path, text)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for NodeSettings {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// The OCI spec that containerd has stored for a container, byte for byte.
 pub async fn spec(lab: &Lab, id: &str) -> Result<String> {
     let request = GetContainerRequest { id: id.into() };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use kybernate_config::names::{MANAGED, RESTORE_FROM};
+use kybernate_hooks::cri::v1::MountPropagation;
 use kybernate_integration::{
     Case, Handler, Pod, checkpoint::take, cri::PodBuilder, workload::Workload,
 };
@@ -110,6 +111,72 @@ pub async fn class_and_foreign_specs(cx: Case) -> Result<()> {
     ensure!(differences[2].1 == [marker, source], "{differences:?}");
     ensure!(plugin.end("TERM").await? == Some(0), "not a clean end");
     foreign.remove().await
+}
+
+pub async fn gpu_specs(cx: Case) -> Result<()> {
+    let firmware = "/usr/lib/firmware/nvidia";
+    // A mount of the host that spreads its changes, as the driver's often are.
+    let prepare = format!(
+        "mkdir -p {firmware} && mount --bind {firmware} {firmware} && mount --make-shared {firmware}"
+    );
+    cx.lab.exec(&["sh", "-c", &prepare])?;
+    let outcome = gpu_specs_of(&cx, firmware).await;
+    cx.lab.exec(&["umount", firmware])?;
+    outcome
+}
+
+async fn gpu_specs_of(cx: &Case, firmware: &str) -> Result<()> {
+    let _plugin = Plugin::start(&cx.lab).await?;
+    let mut specs = Vec::new();
+    for wish in ["false", "true"] {
+        let pod = cx
+            .pod()
+            .annotation("gpu.kybernate.io", wish)
+            .start()
+            .await?;
+        let container = pod
+            .container("app")
+            .shell("sleep 60")
+            .env("NCCL_P2P_DISABLE", "0")
+            .mount(firmware, firmware)
+            .edit(|config| {
+                let mount = config.mounts.last_mut().expect("the one above");
+                mount.propagation = MountPropagation::PropagationHostToContainer.into();
+            })
+            .mount("/srv", "/srv")
+            .create()
+            .await?;
+        let spec = spec(&pod.lab, &container.id).await?;
+        container.start().await?;
+        pod.stop().await?;
+        // The pod is another one each time.
+        let (id, uid) = (&pod.id, pod.config.metadata.clone().unwrap_or_default());
+        let spec = spec.replace(&container.id, "<id>").replace(id, "<pod>");
+        specs.push(spec.replace(&uid.uid, "<uid>").replace(&uid.name, "<name>"));
+    }
+    // Mounts are sorted anew by whoever changes one: compare them by destination.
+    let found = diff(&by_destination(&specs[0])?, &by_destination(&specs[1])?)?;
+    println!("{}", found.join("\n"));
+    let changed = |part: &str| found.iter().any(|line| line.contains(part));
+    ensure!(changed(&format!("+ /mounts/{firmware}/options")) && changed("rprivate"));
+    ensure!(!changed("/mounts//srv"), "{found:?}");
+    ensure!(changed("NCCL_NVLS_ENABLE=0") && !changed("NCCL_P2P_DISABLE"));
+    Ok(())
+}
+
+/// A spec with its mounts under their destinations.
+fn by_destination(spec: &str) -> Result<String> {
+    let mut spec: serde_json::Value = serde_json::from_str(spec)?;
+    let mounts = spec["mounts"].as_array().context("a spec without mounts")?;
+    let named: serde_json::Map<_, _> = mounts
+        .iter()
+        .map(|mount| {
+            let destination = mount["destination"].as_str().unwrap_or_default();
+            (destination.to_owned(), mount.clone())
+        })
+        .collect();
+    spec["mounts"] = named.into();
+    Ok(spec.to_string())
 }
 
 pub async fn restored_by_annotation(cx: Case) -> Result<()> {

@@ -3,6 +3,8 @@
 //! ```text
 //! pod of a configured runtime handler          its containers
 //!   restore.kybernate.io/<container>: PATH ──>   kybernate.io/restore-from: PATH   (checked)
+//!   wishes: see [`wishes`]                 ──>   kybernate.io/…                    (checked)
+//!   gpu.kybernate.io: "true"               ──>   mounts, environment, devices: see [`gpu`]
 //!                                                kybernate.io/managed: <version>
 //! any other pod                                not touched, the answer is empty
 //! ```
@@ -10,8 +12,10 @@
 //! The runtime creates containers without asking when the plugin is away, so the shim takes the
 //! marker `kybernate.io/managed` for the sign that a container was prepared.
 
+pub mod gpu;
 pub mod policy;
 pub mod restore;
+pub mod wishes;
 
 use std::{
     collections::HashSet,

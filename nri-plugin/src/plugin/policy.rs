@@ -3,12 +3,17 @@
 use std::path::PathBuf;
 
 use kybernate_config::{
-    names::{MANAGED, RESTORE_FROM},
-    settings::NriSettings,
+    Settings,
+    names::{MANAGED, OBEYED, RESTORE_FROM},
+    wishes::{WishError, WishSettings},
 };
 use serde::Deserialize;
 
-use super::restore::{self, RESTORE_PREFIX, SourceError};
+use super::{
+    gpu,
+    restore::{self, RESTORE_PREFIX, SourceError},
+    wishes::{self, GPU, Wish},
+};
 use crate::nri::api::{Container, ContainerAdjustment, PodSandbox};
 
 /// Value of [`MANAGED`]: the version of the plugin that has prepared a container.
@@ -19,6 +24,10 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Policy {
     handlers: Vec<String>,
     restore_dirs: Vec<PathBuf>,
+    /// What pods may wish for.
+    pub(super) wishes: WishSettings,
+    /// Whether they may have a trigger socket.
+    pub(super) trigger: bool,
 }
 
 /// The plugin's file in the runtime's NRI configuration directory. What it leaves out is taken
@@ -48,6 +57,9 @@ pub enum PolicyError {
     /// The plugin's configuration file does not parse.
     #[error("the plugin's NRI configuration file does not parse: {0}")]
     DropIn(#[from] Box<toml::de::Error>),
+    /// Something is granted that does not exist.
+    #[error("a list in the [wishes] settings {0}")]
+    Wishes(#[from] WishError),
 }
 
 /// Why a container is not created.
@@ -64,32 +76,48 @@ pub enum Refusal {
     /// A restore source on the container itself that is none.
     #[error("container annotation {RESTORE_FROM} {0}")]
     OwnSource(SourceError),
-    /// A pod's author has set the annotation that the shim obeys.
-    #[error(
-        "pod annotation {RESTORE_FROM} is not for pods; annotate the pod with \
-         {RESTORE_PREFIX}{container} instead"
-    )]
-    Bypass {
-        /// Name of the container.
-        container: String,
+    /// A wish that does not parse or is not granted.
+    #[error("pod annotation {key} {reason}")]
+    Wish {
+        /// The annotation.
+        key: String,
+        /// What is wrong with the value.
+        reason: WishError,
     },
-    /// Two restore sources for one container.
-    #[error(
-        "pod annotation {RESTORE_PREFIX}{container} and container annotation {RESTORE_FROM} name \
-         different archives; remove one"
-    )]
+    /// The same on the container itself.
+    #[error("container annotation {key} {reason}")]
+    OwnWish {
+        /// The annotation.
+        key: &'static str,
+        /// What is wrong with the value.
+        reason: WishError,
+    },
+    /// A pod's author has set an annotation that the shim obeys.
+    #[error("pod annotation {key} is not for pods; annotate the pod with {instead} instead")]
+    Bypass {
+        /// The annotation.
+        key: &'static str,
+        /// The one that a pod may have.
+        instead: String,
+    },
+    /// Two values for one container.
+    #[error("pod annotation {key} and container annotation {own} differ; remove one")]
     Two {
-        /// Name of the container.
-        container: String,
+        /// The pod's annotation.
+        key: String,
+        /// The container's.
+        own: &'static str,
     },
 }
 
 impl Policy {
     /// The policy of a node's settings.
-    pub fn new(settings: &NriSettings) -> Result<Self, PolicyError> {
+    pub fn new(settings: &Settings) -> Result<Self, PolicyError> {
         Self {
-            handlers: settings.handlers.clone(),
-            restore_dirs: settings.restore_dirs.clone(),
+            handlers: settings.nri.handlers.clone(),
+            restore_dirs: settings.nri.restore_dirs.clone(),
+            wishes: settings.wishes.clone(),
+            trigger: settings.trigger.allow,
         }
         .checked()
     }
@@ -102,6 +130,7 @@ impl Policy {
             restore_dirs: drop_in
                 .restore_dirs
                 .unwrap_or_else(|| self.restore_dirs.clone()),
+            ..self.clone()
         }
         .checked()
     }
@@ -122,6 +151,7 @@ impl Policy {
                 return Err(PolicyError::Root);
             }
         }
+        self.wishes.check()?;
         Ok(self)
     }
 
@@ -140,48 +170,98 @@ impl Policy {
         if !self.is_class(pod) {
             return Ok(None);
         }
-        let name = || container.name.clone();
         // The runtime may pass a pod's annotations on to its containers. The shim would obey
-        // this one, and nobody would have checked it.
-        if pod.annotations.contains_key(RESTORE_FROM) {
-            return Err(Refusal::Bypass { container: name() });
+        // these, and nobody would have checked them.
+        if let Some(key) = OBEYED
+            .iter()
+            .find(|key| pod.annotations.contains_key(**key))
+        {
+            return Err(Refusal::Bypass {
+                key,
+                instead: wishes::instead(key, &container.name),
+            });
         }
-        let asked = pod
+        let mut adjustment = ContainerAdjustment::new();
+        adjustment
             .annotations
-            .get(&format!("{RESTORE_PREFIX}{}", container.name));
+            .insert(MANAGED.into(), VERSION.into());
+        if let Some(source) = self.source(pod, container)? {
+            adjustment.annotations.insert(RESTORE_FROM.into(), source);
+        }
+        for wish in &wishes::ALL {
+            if let Some(value) = self.wish(wish, pod, container)? {
+                adjustment.annotations.insert(wish.own.into(), value);
+            }
+        }
+        if wishes::is_on(GPU, pod, container)? {
+            gpu::make_checkpointable(container, &mut adjustment);
+        }
+        Ok(Some(adjustment))
+    }
+
+    /// The restore source that the container gets, unless it brings it already.
+    fn source(&self, pod: &PodSandbox, container: &Container) -> Result<Option<String>, Refusal> {
+        let key = format!("{RESTORE_PREFIX}{}", container.name);
+        let dirs = restore::of_namespace(&self.restore_dirs, &pod.namespace);
+        let asked = pod.annotations.get(&key);
         if let Some(source) = asked {
-            restore::parse(source, &self.restore_dirs).map_err(|reason| Refusal::Source {
-                container: name(),
+            restore::parse(source, &dirs).map_err(|reason| Refusal::Source {
+                container: container.name.clone(),
                 reason,
             })?;
         }
         // Pods can't set it here: it comes from a client of the CRI, such as `kybernate restore`.
         let own = container.annotations.get(RESTORE_FROM);
         if let Some(source) = own {
-            restore::parse(source, &self.restore_dirs).map_err(Refusal::OwnSource)?;
+            restore::parse(source, &dirs).map_err(Refusal::OwnSource)?;
         }
-        let mut adjustment = ContainerAdjustment::new();
-        adjustment
-            .annotations
-            .insert(MANAGED.into(), VERSION.into());
-        match (asked, own) {
-            (Some(asked), Some(own)) if asked != own => {
-                return Err(Refusal::Two { container: name() });
-            }
-            (Some(asked), None) => {
-                adjustment
-                    .annotations
-                    .insert(RESTORE_FROM.into(), asked.clone());
-            }
-            _ => {}
+        one(key, asked.cloned(), RESTORE_FROM, own)
+    }
+
+    /// The value of a wish that the container gets, unless it brings it already.
+    fn wish(
+        &self,
+        wish: &Wish,
+        pod: &PodSandbox,
+        container: &Container,
+    ) -> Result<Option<String>, Refusal> {
+        let (key, asked) = wishes::find(wish.prefix, pod, container);
+        let asked = match asked {
+            Some(text) => (wish.judge)(text, self).map_err(|reason| Refusal::Wish {
+                key: key.clone(),
+                reason,
+            })?,
+            None => None,
+        };
+        let own = container.annotations.get(wish.own);
+        if let Some(text) = own {
+            let key = wish.own;
+            (wish.judge)(text, self).map_err(|reason| Refusal::OwnWish { key, reason })?;
         }
-        Ok(Some(adjustment))
+        one(key, asked, wish.own, own)
+    }
+}
+
+/// What is asked for, if the container does not have it; an error if it has something else.
+fn one(
+    key: String,
+    asked: Option<String>,
+    own: &'static str,
+    has: Option<&String>,
+) -> Result<Option<String>, Refusal> {
+    match (asked, has) {
+        (Some(asked), Some(has)) if asked == *has => Ok(None),
+        (Some(_), Some(_)) => Err(Refusal::Two { key, own }),
+        (asked, None) => Ok(asked),
+        (None, Some(_)) => Ok(None),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+
+    use kybernate_config::settings::NriSettings;
 
     use super::*;
 
@@ -209,7 +289,7 @@ mod tests {
     }
 
     fn policy() -> Policy {
-        Policy::new(&NriSettings::default()).unwrap()
+        Policy::new(&Settings::default()).unwrap()
     }
 
     const SOURCE: &str = "/var/lib/kybernate/a.tar.zst";
@@ -307,6 +387,130 @@ mod tests {
         assert!(matches!(adjust(&same, other), Err(Refusal::Two { .. })));
     }
 
+    fn granting() -> Policy {
+        let mut settings = Settings::default();
+        settings.wishes.capabilities = vec!["SYS_PTRACE".into()];
+        settings.trigger.allow = true;
+        Policy::new(&settings).unwrap()
+    }
+
+    #[test]
+    fn granted_wishes_become_what_the_shim_obeys() {
+        use kybernate_config::names::{ADD_CAPABILITIES, BLOCK_IO_URING, CRIU_OPTIONS, TRIGGER};
+        let pod = pod(
+            "kybernate",
+            &[
+                ("capabilities.kybernate.io/app", "sys_ptrace"),
+                ("criu.kybernate.io", "timeout=5 , force-irmap"),
+                ("block-io-uring.kybernate.io", "true"),
+                ("block-io-uring.kybernate.io/other", "false"),
+                ("trigger.kybernate.io/app", "true"),
+            ],
+        );
+        let annotations_of = |name| {
+            let adjusted = granting().adjust(&pod, &container(name, &[]));
+            adjusted.unwrap().unwrap().annotations
+        };
+        assert_eq!(
+            annotations_of("app"),
+            annotations(&[
+                (MANAGED, VERSION),
+                (ADD_CAPABILITIES, "CAP_SYS_PTRACE"),
+                (CRIU_OPTIONS, "timeout=5,force-irmap"),
+                (BLOCK_IO_URING, "true"),
+                (TRIGGER, "true"),
+            ])
+        );
+        assert_eq!(
+            annotations_of("other"),
+            annotations(&[(MANAGED, VERSION), (CRIU_OPTIONS, "timeout=5,force-irmap")])
+        );
+    }
+
+    #[test]
+    fn wishes_that_are_not_granted_or_do_not_parse_refuse_with_the_annotation_named() {
+        for (key, value) in [
+            ("capabilities.kybernate.io/app", "SYS_PTRACE"),
+            ("capabilities.kybernate.io", "MUCH"),
+            ("criu.kybernate.io/app", "libdir=/tmp"),
+            ("criu.kybernate.io", "ghost-limit=1GiB"),
+            ("block-io-uring.kybernate.io", "1"),
+            ("gpu.kybernate.io", "yes"),
+            ("trigger.kybernate.io", "true"),
+        ] {
+            let adjusted =
+                policy().adjust(&pod("kybernate", &[(key, value)]), &container("app", &[]));
+            let message = adjusted.unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+            let foreign = policy().adjust(&pod("runc", &[(key, value)]), &container("app", &[]));
+            assert_eq!(foreign, Ok(None));
+        }
+    }
+
+    #[test]
+    fn no_pod_sets_what_the_shim_or_runc_obeys() {
+        for key in OBEYED {
+            let refusal = granting()
+                .adjust(&pod("kybernate", &[(key, "true")]), &container("app", &[]))
+                .unwrap_err();
+            let message = refusal.to_string();
+            assert!(
+                message.contains(key) && message.contains(".kybernate.io/app"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn wishes_that_a_container_brings_are_judged_like_any() {
+        use kybernate_config::names::ADD_CAPABILITIES;
+        let adjust = |policy: Policy, wish: &[_], own| {
+            policy.adjust(
+                &pod("kybernate", wish),
+                &container("app", &[(ADD_CAPABILITIES, own)]),
+            )
+        };
+        let brings = adjust(granting(), &[], "SYS_PTRACE").unwrap().unwrap();
+        assert_eq!(brings.annotations, annotations(&[(MANAGED, VERSION)]));
+        assert!(matches!(
+            adjust(policy(), &[], "SYS_PTRACE"),
+            Err(Refusal::OwnWish { .. })
+        ));
+        let other = [("capabilities.kybernate.io", "SYS_PTRACE")];
+        assert!(matches!(
+            adjust(granting(), &other, ""),
+            Err(Refusal::Two { .. })
+        ));
+    }
+
+    #[test]
+    fn a_directory_can_be_of_the_pods_namespace() {
+        let policy = policy()
+            .with_drop_in("restore_dirs = ['/data/{namespace}']")
+            .unwrap();
+        let adjust = |namespace: &str, source: &str| {
+            let mut pod = pod("kybernate", &[("restore.kybernate.io/app", source)]);
+            pod.namespace = namespace.into();
+            policy.adjust(&pod, &container("app", &[]))
+        };
+        assert!(adjust("a", "/data/a/x.tar.zst").is_ok());
+        for (namespace, source) in [
+            ("b", "/data/a/x.tar.zst"),
+            ("a", "/data/{namespace}/x.tar.zst"),
+            ("", "/data/x.tar.zst"),
+            ("..", "/etc/shadow"),
+            ("a/../b", "/data/b/x.tar.zst"),
+        ] {
+            assert!(adjust(namespace, source).is_err(), "{namespace} {source}");
+        }
+    }
+
+    #[test]
+    fn the_shipped_configuration_file_parses_and_changes_nothing() {
+        let shipped = include_str!("../../../configs/nri/10-kybernate.conf");
+        assert_eq!(policy().with_drop_in(shipped).unwrap(), policy());
+    }
+
     #[test]
     fn a_forged_marker_is_overwritten() {
         let forged = [(MANAGED, "99")];
@@ -322,9 +526,12 @@ mod tests {
     #[test]
     fn settings_that_open_too_much_are_refused() {
         let with = |handlers: &[&str], dirs: &[&str]| {
-            Policy::new(&NriSettings {
-                handlers: handlers.iter().map(|name| (*name).into()).collect(),
-                restore_dirs: dirs.iter().map(Into::into).collect(),
+            Policy::new(&Settings {
+                nri: NriSettings {
+                    handlers: handlers.iter().map(|name| (*name).into()).collect(),
+                    restore_dirs: dirs.iter().map(Into::into).collect(),
+                    ..Default::default()
+                },
                 ..Default::default()
             })
         };

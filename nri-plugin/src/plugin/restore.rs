@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A value is the absolute path of an archive on the node, under one of the directories that
-//! the administrator allows. Whoever may annotate a pod must not be able to make the node open
+//! the administrator allows, in which `{namespace}` stands for the pod's. Whoever may annotate a pod must not be able to make the node open
 //! any other file.
 
 use std::path::{Component, Path, PathBuf};
@@ -86,6 +86,31 @@ pub fn parse(value: &str, allowed: &[PathBuf]) -> Result<PathBuf, SourceError> {
         });
     }
     Ok(path.into())
+}
+
+/// A directory's name that stands for the namespace of the pod.
+const NAMESPACE: &str = "{namespace}";
+
+/// The directories for pods of one namespace, so that the archives of one tenant are no restore
+/// source of another's.
+pub(super) fn of_namespace(dirs: &[PathBuf], namespace: &str) -> Vec<PathBuf> {
+    let is_plain_name =
+        !namespace.is_empty() && !namespace.contains('/') && is_plain(&format!("/{namespace}"));
+    dirs.iter()
+        .filter_map(|dir| {
+            let is_place = |part: Component<'_>| part.as_os_str() == NAMESPACE;
+            if !dir.components().any(is_place) {
+                return Some(dir.clone());
+            }
+            is_plain_name.then(|| {
+                let fill = |part: Component<'_>| match is_place(part) {
+                    true => PathBuf::from(namespace),
+                    false => PathBuf::from(part.as_os_str()),
+                };
+                dir.components().map(fill).collect()
+            })
+        })
+        .collect()
 }
 
 /// Whether the text is a path exactly as the kernel would print it.

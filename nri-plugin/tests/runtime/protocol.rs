@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use crate::double::{Runtime, Session, container, limit, pod};
-use kybernate_config::settings::NriSettings;
+use kybernate_config::Settings;
 use kybernate_nri::{
     nri::{
         api::{ContainerRequest, Event, PodRequest, StateChangeEvent},
@@ -37,7 +37,7 @@ fn start() -> Running {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("nri.sock");
     let stop = CancellationToken::new();
-    let plugin = Plugin::new(Policy::new(&NriSettings::default()).unwrap());
+    let plugin = Plugin::new(Policy::new(&Settings::default()).unwrap());
     let stub = Stub::new(Identity::new("kybernate", "10").unwrap(), plugin);
     let (path, stopped) = (socket.clone(), stop.clone());
     let task = tokio::spawn(async move { stub.run(&path, &stopped).await });

@@ -244,7 +244,7 @@ impl Subject<'_> {
         let source = Arc::clone(self.container);
         let saved = blocking(self.container, move || {
             let mut writer = images.0;
-            let mut warnings = Vec::new();
+            let mut warnings = source.notices();
             files::save(&source, &self.spec, self.rootfs, &mut writer, &mut warnings)?;
             let manifest = Manifest {
                 format: manifest::FORMAT,

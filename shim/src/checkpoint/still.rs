@@ -173,6 +173,7 @@ impl Still {
                 self.runc_pause().await?;
             }
         }
+        self.container.runs_again();
         Ok(())
     }
 

@@ -25,6 +25,8 @@ use crate::{
     restore::{self, Source},
     runc::Runc,
     spec::{CONFIG_FILE, SpecFacts},
+    trigger::Trigger,
+    wishes,
 };
 
 /// What containerd asks for.
@@ -81,22 +83,37 @@ impl Container {
         let init = Process::new("", request.endpoints.clone());
         let stdio = open_stdio(shared, &facts, "", &request.endpoints).await?;
         let source = restore_source(&facts.spec, &request.checkpoint);
+        let restored = source.is_some();
         let container = match source {
             Some(source) => {
                 let prepared = restore::prepare(source, &facts).await?;
                 init.keep_stdio(stdio);
                 let container = Arc::new(Self::new(facts, shared.clone(), init));
+                container.open_trigger(restored)?;
                 *lock(&container.restore) = Some(prepared);
                 container.publish_create(&request);
                 container
             }
             None => {
                 let container = Arc::new(Self::new(facts, shared.clone(), init));
-                container.runc_create(stdio, &request).await?;
+                container.open_trigger(restored)?;
+                if let Err(error) = container.runc_create(stdio, &request).await {
+                    container.shut_trigger().await;
+                    return Err(error);
+                }
                 container
             }
         };
         Ok(container)
+    }
+
+    fn open_trigger(self: &Arc<Self>, restored: bool) -> Result<(), ContainerError> {
+        let opened = Trigger::start(self, restored);
+        let opened = opened.map_err(self.host_error("open the trigger socket in", &self.bundle))?;
+        if let Some(trigger) = opened {
+            let _ = self.trigger.set(trigger);
+        }
+        Ok(())
     }
 
     async fn runc_create(
@@ -183,8 +200,11 @@ fn facts(
     options: Options,
 ) -> Result<ContainerFacts, ContainerError> {
     let bundle = &request.bundle;
-    point_at_criu_config(bundle)?;
+    prepare_spec(bundle)?;
     let spec = SpecFacts::read(bundle)?;
+    if let Some(what) = wishes::unprepared(&spec) {
+        tracing::warn!(id = request.id, "{what}");
+    }
     options
         .write(bundle)
         .map_err(|source| ContainerError::Host {
@@ -217,15 +237,17 @@ fn facts(
     })
 }
 
-/// Gives the spec the annotation by which runc finds the container's CRIU options, since runc
-/// keeps the annotations that it saw when it made the container.
-fn point_at_criu_config(bundle: &Path) -> Result<(), ContainerError> {
+/// Writes into the spec what the container's annotations ask for, and the annotation by which
+/// runc finds the container's CRIU options, since runc keeps the annotations that it saw when it
+/// made the container.
+fn prepare_spec(bundle: &Path) -> Result<(), ContainerError> {
     let mut spec = SpecFacts::read_whole(bundle)?;
-    if criu::config::annotate(bundle, &mut spec) {
+    let wished = wishes::apply(bundle, &mut spec)?;
+    if criu::config::annotate(bundle, &mut spec) || wished {
         let path = bundle.join(CONFIG_FILE);
         let text = serde_json::to_vec(&spec).expect("JSON that was read can be written");
         fs::write(&path, text).map_err(|source| ContainerError::Host {
-            action: "annotate",
+            action: "prepare",
             path,
             source,
         })?;

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::{
     checkpoint::CheckpointError, io::StdioError, mount::MountError, options::OptionsError,
-    restore::RestoreError, runc::RuncError, spec::SpecError, status::Class,
+    restore::RestoreError, runc::RuncError, spec::SpecError, status::Class, wishes::RefusedWish,
 };
 
 /// Why something could not be done with a container.
@@ -87,6 +87,9 @@ pub enum ContainerError {
     /// The spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// What its annotations ask for.
+    #[error(transparent)]
+    Wish(#[from] RefusedWish),
     /// Stdio.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -111,7 +114,7 @@ impl ContainerError {
             }
             Self::ExecExists { .. } => Class::AlreadyExists,
             Self::State { .. } => Class::FailedPrecondition,
-            Self::Json { .. } | Self::Options(_) => Class::InvalidArgument,
+            Self::Json { .. } | Self::Options(_) | Self::Wish(_) => Class::InvalidArgument,
             Self::Stdio(StdioError::Uri { .. }) => Class::InvalidArgument,
             Self::Runc(error) if error.is_unknown_container() => Class::NotFound,
             Self::Checkpoint(error) => error.class(),

@@ -194,6 +194,7 @@ impl Container {
             }
             state => return Err(self.wrong_state("delete", state)),
         }
+        self.shut_trigger().await;
         lock(&self.restore).take();
         lock(&self.oom).take();
         let rootfs = self.bundle.join(ROOTFS);

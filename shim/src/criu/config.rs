@@ -16,6 +16,8 @@ use super::Version;
 pub const ANNOTATION: &str = "org.criu.config";
 /// Name of the file in the bundle.
 const FILE: &str = "criu.conf";
+/// Name of the file in the bundle with the lines that the container wishes for.
+const WISHED: &str = "criu.options";
 
 /// The options for every version, one per line.
 ///
@@ -55,11 +57,22 @@ pub fn annotate(bundle: &Path, spec: &mut Value) -> bool {
     true
 }
 
+/// Keeps lines for every [`write`] of the bundle's file, behind those of the shim: CRIU takes
+/// the last of two. They come from [`kybernate_config::wishes::CriuOptions`], which knows no
+/// option that names a file.
+pub fn keep_options(bundle: &Path, lines: &str) -> io::Result<()> {
+    fs::write(bundle.join(WISHED), lines)
+}
+
 /// Writes the file for the given CRIU.
 pub fn write(bundle: &Path, criu: Option<Version>) -> io::Result<()> {
     let (since, option) = SKIP_NETWORK_LOCK;
     let skip = if criu >= Some(since) { option } else { "" };
-    fs::write(bundle.join(FILE), format!("{OPTIONS}{skip}"))
+    let wished = match fs::read_to_string(bundle.join(WISHED)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    fs::write(bundle.join(FILE), format!("{OPTIONS}{skip}{wished}"))
 }
 
 #[cfg(test)]
@@ -84,6 +97,15 @@ mod tests {
         let mut spec = json!({"annotations": {ANNOTATION: "/etc/criu/mine.conf"}});
         assert!(!annotate(Path::new("/b"), &mut spec));
         assert_eq!(spec["annotations"][ANNOTATION], "/etc/criu/mine.conf");
+    }
+
+    #[test]
+    fn what_a_container_wishes_for_stands_last() {
+        let dir = tempfile::tempdir().unwrap();
+        keep_options(dir.path(), "ghost-limit 5\ntimeout 9\n").unwrap();
+        write(dir.path(), None).unwrap();
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert_eq!(text, format!("{OPTIONS}ghost-limit 5\ntimeout 9\n"));
     }
 
     #[test]

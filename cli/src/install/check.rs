@@ -42,12 +42,20 @@ pub enum CheckError {
     },
 }
 
-/// What containerd makes of files; nothing where it can't be asked.
-pub fn dump(
+/// What containerd makes of its present files; nothing where it can't be asked.
+pub fn present(
     host: &Host,
     containerd: &Path,
     files: &[Loaded],
 ) -> Result<Option<Config>, CheckError> {
+    dump(host, containerd, files).map_err(|error| match error {
+        CheckError::After(why) => CheckError::Before(why),
+        other => other,
+    })
+}
+
+/// What containerd makes of files; nothing where it can't be asked.
+fn dump(host: &Host, containerd: &Path, files: &[Loaded]) -> Result<Option<Config>, CheckError> {
     let directory = Path::new(STATE_DIR).join("check");
     let outside = host
         .root
@@ -78,10 +86,7 @@ pub fn compare(
     after: &[Loaded],
     has_ours: impl Fn(&Config) -> bool,
 ) -> Result<bool, CheckError> {
-    let old = dump(host, containerd, before).map_err(|error| match error {
-        CheckError::After(why) => CheckError::Before(why),
-        other => other,
-    })?;
+    let old = present(host, containerd, before)?;
     let (Some(old), Some(new)) = (old, dump(host, containerd, after)?) else {
         return Ok(false);
     };

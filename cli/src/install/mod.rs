@@ -165,14 +165,21 @@ fn backup_in(root: &Root, facts: &Facts) -> io::Result<Content> {
 
 /// Says what an installation would change, or changes it.
 pub fn install(request: &Request, dry_run: bool) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    if !dry_run
+        && request
+            .root
+            .exists(Path::new(STATE_DIR).join("journal.json"))
+    {
+        // With nothing installed, what is undone takes the state directory along.
+        recover(request, Some(&Ledger::open(&request.root)?), &mut outcome)?;
+    }
     let made = Ledger::missing(&request.root);
     let ledger = if dry_run {
         None
     } else {
         Some(Ledger::open(&request.root)?)
     };
-    let mut outcome = Outcome::default();
-    recover(request, ledger.as_ref(), &mut outcome)?;
     let receipt = receipt_in(&request.root)?;
     let planned = prepare(request, receipt.as_ref(), &ledger, &mut outcome);
     let (site, plan, new) = match planned {
@@ -354,7 +361,7 @@ fn prepare(
     let located = locate::locate(&request.root, node, major, &bytes)?;
     // containerd knows best what is in effect; its files tell the rest.
     let dumped = match ledger {
-        Some(_) => check::dump(&site.host, &node.containerd_binary, &located.loaded)?,
+        Some(_) => check::present(&site.host, &node.containerd_binary, &located.loaded)?,
         None => None,
     };
     let merged = dumped.as_ref().unwrap_or(&located.merged);

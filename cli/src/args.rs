@@ -41,6 +41,20 @@ pub enum Command {
     Ls(Ls),
     /// Show what this node can and can't do, and what to do about it
     Doctor(Doctor),
+    /// Install Kybernate on this node: programs, containerd's runtime, the NRI plugin
+    Install(Install),
+    /// Take an installation away; every file is as it was before
+    Uninstall(Uninstall),
+    /// Install over what is installed, with the same choices
+    Upgrade(Install),
+    /// Show what is installed, and whether it is still as it was installed
+    Status(Status),
+    /// Show settings
+    Config {
+        /// What to show
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -183,6 +197,95 @@ pub struct Ls {
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
     /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `install`, `upgrade` and `uninstall` have in common
+#[derive(Debug, clap::Args)]
+pub struct NodeFlags {
+    /// The node's root directory
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+    /// Run the node's programs in the namespaces of process 1: for a container that shares the
+    /// host's PID namespace and has its root at --root
+    #[arg(long)]
+    pub host: bool,
+    /// The kind of node [default: detected]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Set a path or command of the node, one of those that `kybernate config show` lists below
+    /// node. Repeatable
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub node: Vec<String>,
+    /// Print a unified diff of every file, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Restart no service
+    #[arg(long)]
+    pub no_restart: bool,
+    /// How long containerd may take to come back before everything is undone
+    #[arg(long, value_parser = duration, default_value = "90s")]
+    pub timeout: Duration,
+}
+
+/// `kybernate install` and `kybernate upgrade`
+#[derive(Debug, clap::Args)]
+pub struct Install {
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Directory with Kybernate's programs [default: that of this program]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub from: Option<PathBuf>,
+    /// Put the CRI hooks between kubelet and containerd, as a service
+    #[arg(long, conflicts_with = "without_hooks")]
+    pub with_hooks: bool,
+    /// Take the CRI hooks away
+    #[arg(long)]
+    pub without_hooks: bool,
+    /// Let containerd launch the NRI plugin [default]
+    #[arg(long, conflicts_with = "without_nri")]
+    pub with_nri: bool,
+    /// Install no NRI plugin, and leave NRI's switch alone
+    #[arg(long)]
+    pub without_nri: bool,
+    /// containerd's runtime type of the handler [default: io.containerd.runc.v2]
+    #[arg(long, value_name = "TYPE")]
+    pub runtime_type: Option<String>,
+}
+
+/// `kybernate uninstall`
+#[derive(Debug, clap::Args)]
+pub struct Uninstall {
+    #[command(flatten)]
+    pub node: NodeFlags,
+    /// Go on though pods of the class run
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `kybernate status`
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// The node's root directory
+    #[arg(long, value_name = "DIR", default_value = "/", value_hint = ValueHint::DirPath)]
+    pub root: PathBuf,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `kybernate config`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show every setting, its value, and where that comes from
+    Show(ConfigShow),
+}
+
+/// `kybernate config show`
+#[derive(Debug, clap::Args)]
+pub struct ConfigShow {
+    /// Print them as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! args ──> commands/* ──┬─> kybernate_hooks: containerd, CRI      checkpoint restore doctor
 //!                       └─> kybernate_oci: archives               inspect verify extract cat ls
+//!                      └─> install: node profiles, containerd's configuration    install uninstall status
 //!          output: stdout, for programs too    display, progress: for people
 //! ```
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@ mod args;
 mod commands;
 mod display;
 mod doctor;
+mod install;
 mod interrupt;
 mod output;
 mod progress;

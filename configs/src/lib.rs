@@ -2,7 +2,9 @@
 //! travels from a checkpoint client to the shim.
 #![forbid(unsafe_code)]
 
+pub mod layers;
 pub mod names;
+pub mod profile;
 pub mod request;
 pub mod settings;
 pub mod size;

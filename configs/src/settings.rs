@@ -1,4 +1,5 @@
-//! Settings: flag > environment (`KYBERNATE_…`) > `/etc/kybernate/config.toml` > default.
+//! Settings: flag > environment (`KYBERNATE_…`) > `/etc/kybernate/config.toml` > node profile >
+//! default. The node profile's values are in `node.toml` beside the file.
 //!
 //! Parsing is apart from reading, so that tests feed text and maps.
 
@@ -10,7 +11,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    layers,
     names::RUNTIME_HANDLER,
+    profile::NodeSettings,
     wishes::{TriggerSettings, WishSettings},
 };
 
@@ -35,6 +38,8 @@ pub struct Settings {
     pub wishes: WishSettings,
     /// Checkpoints that containers ask for themselves.
     pub trigger: TriggerSettings,
+    /// Paths and commands of the node that its profile does not tell right.
+    pub node: NodeSettings,
 }
 
 /// `[checkpoint]`
@@ -215,18 +220,15 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Reads the file and the environment of this process.
+    /// Reads the files and the environment of this process.
     ///
     /// A missing file means defaults; a file that is there must parse.
     pub fn load() -> Result<Self, SettingsError> {
         let env = |name: &str| std::env::var(name).ok();
         let path = env("KYBERNATE_CONFIG").map_or_else(|| PathBuf::from(DEFAULT_PATH), Into::into);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(SettingsError::Read { path, source }),
-        };
-        Self::parse(&path, &text)?.with_env(env)
+        let node = path.with_file_name(layers::NODE_FILE);
+        let (below, text) = (layers::read(&node)?, layers::read(&path)?);
+        layers::settings((&node, &below), (&path, &text))?.with_env(env)
     }
 
     /// Parses the text of a settings file; `path` is for messages alone.
@@ -274,6 +276,7 @@ impl Settings {
                 value,
             })?;
         }
+        self.node = self.node.with_env(&get);
         Ok(self)
     }
 }

@@ -3,9 +3,11 @@
 mod cat;
 mod checkpoint;
 mod completions;
+mod config;
 mod doctor;
 mod extract;
 mod inspect;
+mod install;
 mod ls;
 mod man;
 mod restore;
@@ -18,7 +20,7 @@ use kybernate_config::Settings;
 use kybernate_hooks::client::CheckpointError;
 use kybernate_oci::archive::Archive;
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, ConfigCommand};
 
 /// What a shell reports of a command that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
@@ -41,6 +43,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cat(args) => cat::run(args)?,
         Command::Ls(args) => ls::run(args)?,
         Command::Doctor(args) => return doctor::run(args, &settings()?),
+        Command::Install(args) => install::install(args, false)?,
+        Command::Upgrade(args) => install::install(args, true)?,
+        Command::Uninstall(args) => install::uninstall(args)?,
+        Command::Status(args) => return install::status(args),
+        Command::Config {
+            command: ConfigCommand::Show(show),
+        } => config::show(show, args.socket.as_ref())?,
         Command::Completions { shell } => completions::run(*shell)?,
         Command::Man { directory } => man::run(directory.as_deref())?,
     }

@@ -19,6 +19,9 @@ use serde::Serialize;
 
 use crate::display::clean;
 
+pub use config::from_status;
+pub use probe::version;
+
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

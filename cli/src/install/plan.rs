@@ -1,0 +1,169 @@
+//! From what is wished to what has to be changed.
+//!
+//! A wish says what a file is to be, made from what it was before any installation. So an
+//! installation over another one, an upgrade and an uninstallation are all the same: the wishes
+//! of now against the receipt of then.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use kybernate_config::profile::Root;
+
+use super::{
+    apply::Change,
+    diff,
+    edit::{self, Edit},
+    file::{Content, Facts},
+    receipt::{Installed, Kind, Receipt},
+};
+
+/// What a file is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Where, in the node's root.
+    pub path: PathBuf,
+    /// What for.
+    pub kind: Kind,
+    /// Its content.
+    pub content: Content,
+    /// How it differs from what it was; empty where all of it is ours.
+    pub edits: Vec<Edit>,
+}
+
+/// What has to be changed, and what will be installed then.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The changes, in order.
+    pub changes: Vec<Change>,
+    /// Every file of the installation, changed or not.
+    pub installed: Vec<Installed>,
+    /// What the administrator has to know.
+    pub notes: Vec<String>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct PlanError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub source: io::Error,
+}
+
+/// A node's files as they were before any installation.
+#[derive(Debug)]
+pub struct Originals<'a, B> {
+    /// The node's root.
+    pub root: &'a Root,
+    /// What is installed.
+    pub receipt: Option<&'a Receipt>,
+    /// Gives the content of a backup.
+    pub backup: B,
+}
+
+impl<B: Fn(&Facts) -> io::Result<Content>> Originals<'_, B> {
+    /// A file as it is.
+    pub fn current(&self, path: &Path) -> io::Result<Option<Content>> {
+        Content::read(&self.root.target(path)?)
+    }
+
+    /// A file as it was, with what others have changed in it since.
+    pub fn original(&self, path: &Path) -> io::Result<Option<Content>> {
+        let current = self.current(path)?;
+        let Some(installed) = self.receipt.and_then(|receipt| receipt.file(path)) else {
+            return Ok(current);
+        };
+        let before = || installed.before.as_ref().map(&self.backup).transpose();
+        match current {
+            None => Ok(None),
+            Some(now) if now.facts.same(&installed.after) || installed.edits.is_empty() => before(),
+            Some(now) => {
+                let text = String::from_utf8_lossy(&now.bytes);
+                let text = edit::undo(&text, &installed.edits).map_err(io::Error::other)?;
+                Ok(Some(now.with_bytes(text.into_bytes())))
+            }
+        }
+    }
+
+    /// What has to be changed so that `wishes`, and nothing else of ours, are there.
+    pub fn plan(&self, wishes: Vec<Wish>) -> Result<Plan, PlanError> {
+        let mut plan = Plan::default();
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| PlanError { path, source }
+        };
+        let removed = self.receipt.map(|receipt| receipt.files.as_slice());
+        // What refers to something goes before it.
+        for installed in removed.unwrap_or_default().iter().rev() {
+            let path = &installed.path;
+            if wishes.iter().any(|wish| wish.path == *path) {
+                continue;
+            }
+            let current = self.current(path).map_err(at(path))?;
+            if let Some(now) = &current
+                && !now.facts.same(&installed.after)
+            {
+                plan.notes.push(format!(
+                    "{} was changed after the installation; {}",
+                    path.display(),
+                    match installed.edits.is_empty() {
+                        true => "it goes all the same",
+                        false => "only our part of it goes",
+                    }
+                ));
+            }
+            let after = self.original(path).map_err(at(path))?;
+            if current == after {
+                continue;
+            }
+            plan.changes.push(Change {
+                path: path.clone(),
+                kind: installed.kind,
+                before: current,
+                after,
+                original: None,
+                edits: Vec::new(),
+            });
+        }
+        for wish in wishes {
+            let current = self.current(&wish.path).map_err(at(&wish.path))?;
+            let original = self.original(&wish.path).map_err(at(&wish.path))?;
+            let change = Change {
+                path: wish.path,
+                kind: wish.kind,
+                before: current,
+                after: Some(wish.content),
+                original,
+                edits: wish.edits,
+            };
+            plan.installed.extend(change.installed());
+            if !change.is_nothing() {
+                plan.changes.push(change);
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl Change {
+    fn is_nothing(&self) -> bool {
+        match (&self.before, &self.after) {
+            (Some(before), Some(after)) => before.facts.same(&after.facts),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    /// The change as `diff -u` shows it.
+    pub fn diff(&self) -> String {
+        let bytes = |content: &Option<Content>| content.as_ref().map(|c| c.bytes.clone());
+        diff::unified(
+            &self.path.display().to_string(),
+            bytes(&self.before).as_deref(),
+            bytes(&self.after).as_deref(),
+        )
+    }
+}

@@ -1,0 +1,408 @@
+//! What an installation wants on a node: programs, settings, the NRI plugin, containerd's
+//! configuration, and the hooks. In the order in which the files may appear.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use kybernate_config::{
+    layers::NODE_FILE,
+    names::{RUNTIME_HANDLER, SHIM_BINARY},
+    profile::{Node, NodeSettings, Root},
+    settings,
+};
+
+use super::{
+    containerd::{self, Config, Registration},
+    edit::{self, EditError, NewTable, Text},
+    file::Content,
+    hooks,
+    locate::{BASE_TEMPLATE, Located, Place},
+    plan::Wish,
+    receipt::Kind,
+};
+
+/// Programs that a node needs.
+const PROGRAMS: [&str; 2] = [SHIM_BINARY, "kybernate"];
+/// Programs that go along where they are.
+const OPTIONAL: [&str; 1] = ["kybernate-cuda"];
+/// The NRI plugin.
+pub const PLUGIN: &str = "kybernate-nri";
+/// Its name where containerd launches it: an index, and the name that it registers under.
+const PLUGIN_FILE: &str = "10-kybernate";
+/// Directories in which containerd finds runc by itself.
+const COMMON_DIRS: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// Why it can't be said what a node needs.
+#[derive(Debug, thiserror::Error)]
+pub enum WishError {
+    /// A program of ours is missing.
+    #[error("{path}: {source}; name the directory of Kybernate's programs with --from")]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// Why it can't be read.
+        source: io::Error,
+    },
+    /// containerd's configuration can't be changed.
+    #[error("cannot change containerd's {path}: {source}")]
+    Edit {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: EditError,
+    },
+    /// The runtime is registered already, otherwise.
+    #[error(
+        "containerd's {path} already has a runtime {RUNTIME_HANDLER:?} that is not from \
+         `kybernate install`: remove it, and try again"
+    )]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no CRI.
+    #[error(
+        "containerd's CRI plugin is disabled in {path} (disabled_plugins), so Kubernetes can't use \
+         this containerd: remove \"cri\" from the list, restart containerd, and try again"
+    )]
+    NoCri {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file can't be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// kubelet can't be told.
+    #[error(transparent)]
+    Hooks(#[from] hooks::HooksError),
+}
+
+/// The programs, from the directory `from`. Those that are in place already are not ours to keep.
+pub fn programs(
+    from: &Path,
+    root: &Root,
+    node: &Node,
+    hooks: bool,
+) -> Result<Vec<Wish>, WishError> {
+    let mut names: Vec<&str> = PROGRAMS.to_vec();
+    names.extend(hooks.then_some(hooks::PROGRAM));
+    let optional = OPTIONAL.iter().filter(|name| from.join(name).exists());
+    names.extend(optional);
+    let mut wishes = Vec::new();
+    for name in names {
+        let path = node.bin_dir.join(name);
+        let source = from.join(name);
+        // Installed by a package: it stays the package's.
+        let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
+        if root
+            .target(&path)
+            .ok()
+            .and_then(|place| same(&source, &place))
+            == Some(true)
+        {
+            continue;
+        }
+        wishes.push(program(&source, path, Kind::Program)?);
+    }
+    Ok(wishes)
+}
+
+/// The NRI plugin, where containerd launches it.
+pub fn plugin(from: &Path, merged: &Config) -> Result<Wish, WishError> {
+    let path = Path::new(merged.nri_plugin_dir()).join(PLUGIN_FILE);
+    program(&from.join(PLUGIN), path, Kind::Plugin)
+}
+
+fn program(source: &Path, path: PathBuf, kind: Kind) -> Result<Wish, WishError> {
+    let bytes = std::fs::read(source).map_err(|error| WishError::Program {
+        path: source.into(),
+        source: error,
+    })?;
+    Ok(Wish {
+        path,
+        kind,
+        content: Content::new(bytes, 0o755),
+        edits: Vec::new(),
+    })
+}
+
+/// The file through which every part learns what the node's profile says.
+pub fn settings(node: &Node, overrides: &NodeSettings) -> Wish {
+    let mut lines = vec![
+        "# Written by `kybernate install`, removed by `kybernate uninstall`: what it found on this"
+            .to_owned(),
+        "# node. What config.toml says wins over it.".to_owned(),
+        "[node]".to_owned(),
+        format!("profile = {}", edit::string(&node.profile)),
+    ];
+    for (key, value) in overrides.values() {
+        if key != "profile" {
+            lines.push(format!("{key} = {}", edit::string(value)));
+        }
+    }
+    lines.push("\n[containerd]".to_owned());
+    let path = |path: &Path| edit::string(&path.display().to_string());
+    lines.push(format!("socket = {}", path(&node.containerd_socket)));
+    lines.push("\n[nri]".to_owned());
+    lines.push(format!(
+        "restore_dirs = [{}, \"/var/lib/kybernate\"]\n",
+        path(&node.kubelet_root.join("checkpoints"))
+    ));
+    Wish {
+        path: Path::new(settings::DEFAULT_PATH).with_file_name(NODE_FILE),
+        kind: Kind::Settings,
+        content: Content::new(lines.join("\n").into_bytes(), 0o644),
+        edits: Vec::new(),
+    }
+}
+
+/// What containerd's configuration is to be.
+#[derive(Debug)]
+pub struct Containerd {
+    /// The files to write; none where the runtime is registered already.
+    pub wishes: Vec<Wish>,
+    /// The same as containerd will read it: paths and texts.
+    pub texts: Vec<(PathBuf, String)>,
+    /// What the administrator has to know.
+    pub notes: Vec<String>,
+}
+
+/// How containerd is to be configured.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// Where.
+    pub located: &'a Located,
+    /// What the default runtime is copied from.
+    pub merged: &'a Config,
+    /// The runtime.
+    pub registration: &'a Registration,
+    /// containerd's major version, where it is known.
+    pub major: Option<u32>,
+    /// Whether NRI has to be on.
+    pub nri: bool,
+}
+
+/// runc's path, where containerd would not find it by itself.
+pub fn uncommon_runc(root: &Root, node: &Node) -> Option<String> {
+    let runc = &node.runc;
+    let common = runc
+        .parent()
+        .is_some_and(|parent| COMMON_DIRS.iter().any(|dir| parent == Path::new(dir)));
+    (!common && root.exists(runc)).then(|| runc.display().to_string())
+}
+
+impl Setup<'_> {
+    /// Says what the files are to be. `original` gives a file without an installation's changes.
+    pub fn wish(
+        &self,
+        original: impl Fn(&Path) -> io::Result<Option<Content>>,
+    ) -> Result<Containerd, WishError> {
+        let located = self.located;
+        let path = match &located.place {
+            Place::Edit(path) | Place::DropIn(path) | Place::Template(path) => path.clone(),
+        };
+        let main = located.loaded.first().map_or(&path, |file| &file.path);
+        if self.located.merged.cri_is_disabled() {
+            return Err(WishError::NoCri { path: main.clone() });
+        }
+        let version = located.version;
+        let tables = self.merged.tables(version, self.registration);
+        let ours = located
+            .merged
+            .runtimes()
+            .is_some_and(|runtimes| runtimes.contains_key(RUNTIME_HANDLER));
+        let mut notes = Vec::new();
+        if ours && !located.merged.has(&tables[..1]) {
+            return Err(WishError::Taken { path });
+        }
+        let mut added = Vec::new();
+        if ours {
+            notes.push(format!(
+                "containerd's configuration already registers the runtime; {} is left alone",
+                path.display()
+            ));
+        } else {
+            added.extend(tables);
+        }
+        // 1.7 forgets its default runtime when another one is configured.
+        if self.major != Some(2)
+            && version < 3
+            && located.merged.runtimes().is_none()
+            && !matches!(located.place, Place::DropIn(_))
+        {
+            added.push(containerd::stock_runtime(version));
+        }
+        let switch = self.nri.then(|| self.nri_switch(&mut notes)).flatten();
+        if added.is_empty() && switch.is_none() {
+            return Ok(Containerd {
+                wishes: Vec::new(),
+                texts: Vec::new(),
+                notes,
+            });
+        }
+        let edit_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| WishError::Edit { path, source }
+        };
+        let read = |path: &Path| {
+            original(path).map_err(|source| WishError::Read {
+                path: path.into(),
+                source,
+            })
+        };
+        let with_switch = || -> Vec<NewTable> {
+            let switch = switch.iter().map(|nri| NewTable {
+                path: nri.map(str::to_owned).to_vec(),
+                values: vec![("disable".into(), "false".into())],
+            });
+            added.iter().cloned().chain(switch).collect()
+        };
+        match &located.place {
+            Place::DropIn(path) => {
+                let block = edit::unmarked(&edit::appended("", &with_switch()));
+                let text = format!(
+                    "# Written by `kybernate install`, removed by `kybernate uninstall`.\n\
+                     version = {version}\n\n{block}"
+                );
+                let content = Content::new(text.clone().into_bytes(), 0o644);
+                Ok(Containerd {
+                    wishes: vec![wish(path, content, Vec::new())],
+                    texts: vec![(path.clone(), text)],
+                    notes,
+                })
+            }
+            Place::Template(path) => {
+                let block = edit::appended("", &with_switch());
+                let before = read(path)?;
+                let old = match &before {
+                    Some(content) => String::from_utf8_lossy(&content.bytes).into_owned(),
+                    None => BASE_TEMPLATE.to_owned(),
+                };
+                if old.contains(&format!("runtimes.{RUNTIME_HANDLER}]")) {
+                    return Err(WishError::Taken { path: path.clone() });
+                }
+                let lead = if old.ends_with('\n') { "\n" } else { "\n\n" };
+                let text = format!("{lead}{block}");
+                let new = format!("{old}{text}").into_bytes();
+                let (content, edits) = match &before {
+                    Some(content) => (content.with_bytes(new), vec![edit::Edit::Insert { text }]),
+                    None => (Content::new(new, 0o644), Vec::new()),
+                };
+                // containerd reads what is made from it: the present one, and the block.
+                let rendered = located.loaded.first().map_or("", |file| file.text.as_str());
+                Ok(Containerd {
+                    wishes: vec![wish(path, content, edits)],
+                    texts: vec![(main.clone(), format!("{rendered}\n{block}"))],
+                    notes,
+                })
+            }
+            Place::Edit(path) => {
+                let before = read(path)?;
+                let old = match &before {
+                    Some(content) => String::from_utf8_lossy(&content.bytes).into_owned(),
+                    None => String::new(),
+                };
+                let base = if before.is_some() {
+                    old.clone()
+                } else {
+                    format!("version = {version}\n")
+                };
+                let mut text = Text::parse(&base).map_err(edit_error(path))?;
+                let mut tables = added.clone();
+                if let Some(nri) = &switch {
+                    if text.has(nri).map_err(edit_error(path))? {
+                        text.set(nri, "disable", "false")
+                            .map_err(edit_error(path))?;
+                    } else {
+                        tables = with_switch();
+                    }
+                }
+                text.add(&tables).map_err(edit_error(path))?;
+                let (text, edits) = text.into_parts();
+                let bytes = text.clone().into_bytes();
+                let (content, edits) = match &before {
+                    Some(content) => (content.with_bytes(bytes), edits),
+                    None => (Content::new(bytes, 0o644), Vec::new()),
+                };
+                verify(&base, &text).map_err(edit_error(path))?;
+                Ok(Containerd {
+                    wishes: vec![wish(path, content, edits)],
+                    texts: vec![(path.clone(), text)],
+                    notes,
+                })
+            }
+        }
+    }
+
+    /// The keys of NRI's table, where it has to be switched on.
+    fn nri_switch(&self, notes: &mut Vec<String>) -> Option<[&'static str; 2]> {
+        let version = self.located.version;
+        let is_two = self.major.map_or(version >= 3, |major| major >= 2);
+        match self.merged.nri_is_disabled() {
+            Some(false) => None,
+            Some(true) if is_two => {
+                notes.push(
+                    "NRI is switched off in containerd's configuration; Kybernate leaves it so, \
+                     and pods can't name what they are restored from"
+                        .into(),
+                );
+                None
+            }
+            None if is_two => None,
+            // Off by default before containerd 2.0.
+            Some(true) | None => Some(containerd::nri(version)),
+        }
+    }
+}
+
+fn wish(path: &Path, content: Content, edits: Vec<edit::Edit>) -> Wish {
+    Wish {
+        path: path.into(),
+        kind: Kind::Containerd,
+        content,
+        edits,
+    }
+}
+
+/// Makes sure that a change means what it should and nothing else.
+fn verify(before: &str, after: &str) -> Result<(), EditError> {
+    let parse = |text| Config::parse(text).map_err(EditError::Effect);
+    let (mut old, mut new) = (parse(before)?, parse(after)?);
+    // The stock runtime, said explicitly, changes nothing.
+    for config in [&mut old, &mut new] {
+        let [plugins, cri] = containerd::cri(config.version);
+        let runtimes = config.table.get_mut(plugins).and_then(|table| {
+            table
+                .get_mut(cri)?
+                .get_mut("containerd")?
+                .get_mut("runtimes")
+        });
+        if let Some(toml::Value::Table(runtimes)) = runtimes
+            && runtimes.len() <= 2
+            && runtimes.get("runc").is_some_and(|runc| {
+                runc.as_table()
+                    .is_some_and(|table| table.len() == 2 && table.contains_key("sandbox_mode"))
+            })
+        {
+            runtimes.remove("runc");
+        }
+    }
+    match new.foreign_change(&old) {
+        None => Ok(()),
+        Some(change) => Err(EditError::Effect(change)),
+    }
+}

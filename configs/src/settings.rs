@@ -9,7 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::RUNTIME_HANDLER;
+use crate::{
+    names::RUNTIME_HANDLER,
+    size::{self, SizeError},
+};
 
 /// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
@@ -26,6 +29,10 @@ pub struct Settings {
     pub containerd: ContainerdSettings,
     /// Which pods are prepared for checkpoints, and what they may be restored from.
     pub nri: NriSettings,
+    /// The process between kubelet and containerd.
+    pub hooks: HooksSettings,
+    /// How many archives kubelet's checkpoint API may leave on the node.
+    pub retention: RetentionSettings,
 }
 
 /// `[checkpoint]`
@@ -76,6 +83,78 @@ pub struct NriSettings {
     pub restore_dirs: Vec<PathBuf>,
 }
 
+/// `[hooks]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HooksSettings {
+    /// The socket that kubelet is given. A socket that systemd has passed comes before it.
+    pub socket: PathBuf,
+    /// Runtime handlers whose containers' checkpoints are taken here; all else passes through.
+    pub handlers: Vec<String>,
+    /// Where metrics and health are served: `unix:/path`, `address:port`, or nothing for nowhere.
+    pub metrics: String,
+    /// Seconds that calls in flight are given when the process is told to stop.
+    pub drain_s: u64,
+}
+
+/// `[retention]`: archives in kubelet's checkpoint directory. The newest good archive of a
+/// container, and one with a file `<name>.keep` beside it, are never removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSettings {
+    /// The directory; archives elsewhere are left alone.
+    pub dir: PathBuf,
+    /// Archives of one pod; 0 for any number.
+    pub per_pod: u64,
+    /// Archives altogether; 0 for any number.
+    pub per_node: u64,
+    /// Bytes of all archives, a size like `50GiB`; `0` for any.
+    pub total: RetentionSize,
+    /// Space that must stay free, a size like `10GiB`: old archives make way for it, and a
+    /// checkpoint that would not leave it is refused.
+    pub min_free: RetentionSize,
+}
+
+/// A size in the settings, kept as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RetentionSize {
+    text: String,
+    bytes: u64,
+}
+
+impl RetentionSize {
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Default for RetentionSize {
+    fn default() -> Self {
+        Self {
+            text: "0".into(),
+            bytes: 0,
+        }
+    }
+}
+
+impl TryFrom<String> for RetentionSize {
+    type Error = SizeError;
+
+    fn try_from(text: String) -> Result<Self, SizeError> {
+        let bytes = size::parse(&text)?;
+        Ok(Self { text, bytes })
+    }
+}
+
+impl From<RetentionSize> for String {
+    fn from(size: RetentionSize) -> Self {
+        size.text
+    }
+}
+
 impl Default for CheckpointSettings {
     fn default() -> Self {
         Self {
@@ -119,6 +198,29 @@ impl Default for NriSettings {
     }
 }
 
+impl Default for HooksSettings {
+    fn default() -> Self {
+        Self {
+            socket: "/run/kybernate/cri.sock".into(),
+            handlers: vec![RUNTIME_HANDLER.into()],
+            metrics: "unix:/run/kybernate/cri-metrics.sock".into(),
+            drain_s: 20,
+        }
+    }
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/kubelet/checkpoints".into(),
+            per_pod: 0,
+            per_node: 0,
+            total: RetentionSize::default(),
+            min_free: RetentionSize::default(),
+        }
+    }
+}
+
 /// Why settings could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -139,12 +241,20 @@ pub enum SettingsError {
         source: Box<toml::de::Error>,
     },
     /// An environment variable does not parse.
-    #[error("environment variable {name}={value:?} is not a number of seconds")]
+    #[error("environment variable {name}={value:?} is not a whole number")]
     Number {
         /// The variable.
         name: &'static str,
         /// Its value.
         value: String,
+    },
+    /// An environment variable is no size.
+    #[error("environment variable {name}: {source}")]
+    Size {
+        /// The variable.
+        name: &'static str,
+        /// Its value, and what it should be.
+        source: SizeError,
     },
 }
 
@@ -183,6 +293,8 @@ impl Settings {
         path("KYBERNATE_RESTORE_DISK_DIR", &mut self.restore.disk_dir);
         path("KYBERNATE_CONTAINERD_SOCKET", &mut self.containerd.socket);
         path("KYBERNATE_NRI_SOCKET", &mut self.nri.socket);
+        path("KYBERNATE_HOOKS_SOCKET", &mut self.hooks.socket);
+        path("KYBERNATE_RETENTION_DIR", &mut self.retention.dir);
         let text = |name: &str, to: &mut String| {
             if let Some(value) = get(name) {
                 *to = value;
@@ -192,20 +304,42 @@ impl Settings {
         text("KYBERNATE_BUFFER", &mut self.checkpoint.buffer);
         text("KYBERNATE_NRI_NAME", &mut self.nri.name);
         text("KYBERNATE_NRI_INDEX", &mut self.nri.index);
+        text("KYBERNATE_HOOKS_METRICS", &mut self.hooks.metrics);
         // Lists take the separators that people know: commas, and colons as in PATH.
         if let Some(value) = get("KYBERNATE_NRI_HANDLERS") {
             self.nri.handlers = value.split(',').map(|name| name.trim().into()).collect();
         }
+        if let Some(value) = get("KYBERNATE_HOOKS_HANDLERS") {
+            self.hooks.handlers = value.split(',').map(|name| name.trim().into()).collect();
+        }
         if let Some(value) = get("KYBERNATE_NRI_RESTORE_DIRS") {
             self.nri.restore_dirs = value.split(':').map(Into::into).collect();
         }
-        const TIMEOUT: &str = "KYBERNATE_CHECKPOINT_TIMEOUT_S";
-        if let Some(value) = get(TIMEOUT) {
-            self.checkpoint.timeout_s = value.parse().map_err(|_| SettingsError::Number {
-                name: TIMEOUT,
-                value,
-            })?;
-        }
+        let number = |name: &'static str, to: &mut u64| {
+            if let Some(value) = get(name) {
+                *to = value
+                    .parse()
+                    .map_err(|_| SettingsError::Number { name, value })?;
+            }
+            Ok(())
+        };
+        number(
+            "KYBERNATE_CHECKPOINT_TIMEOUT_S",
+            &mut self.checkpoint.timeout_s,
+        )?;
+        number("KYBERNATE_HOOKS_DRAIN_S", &mut self.hooks.drain_s)?;
+        number("KYBERNATE_RETENTION_PER_POD", &mut self.retention.per_pod)?;
+        number("KYBERNATE_RETENTION_PER_NODE", &mut self.retention.per_node)?;
+        let size = |name: &'static str, to: &mut RetentionSize| {
+            if let Some(value) = get(name) {
+                *to = value
+                    .try_into()
+                    .map_err(|source| SettingsError::Size { name, source })?;
+            }
+            Ok(())
+        };
+        size("KYBERNATE_RETENTION_TOTAL", &mut self.retention.total)?;
+        size("KYBERNATE_RETENTION_MIN_FREE", &mut self.retention.min_free)?;
         Ok(self)
     }
 }
@@ -267,5 +401,21 @@ mod tests {
             .with_env(|name| (name == "KYBERNATE_CHECKPOINT_TIMEOUT_S").then(|| "soon".into()))
             .unwrap_err();
         assert!(err.to_string().contains("soon"));
+    }
+
+    #[test]
+    fn sizes_are_checked_where_they_are_set() {
+        let text = "[retention]\ntotal = \"50GiB\"\n";
+        let settings = Settings::parse(Path::new("x"), text).unwrap();
+        assert_eq!(settings.retention.total.bytes(), 50 << 30);
+        assert_eq!(settings.retention.min_free.bytes(), 0);
+        let err = Settings::parse(Path::new("x"), "[retention]\ntotal = \"much\"\n").unwrap_err();
+        assert!(err.to_string().contains("much"), "{err}");
+        let name = "KYBERNATE_RETENTION_MIN_FREE";
+        let err = Settings::default()
+            .with_env(|asked| (asked == name).then(|| "little".into()))
+            .unwrap_err()
+            .to_string();
+        assert!(err.contains(name) && err.contains("little"), "{err}");
     }
 }

@@ -60,8 +60,8 @@ impl Notify {
 
     fn send(&self, state: &str) {
         let Some(to) = &self.to else { return };
-        let sent = UnixDatagram::unbound()
-            .and_then(|socket| socket.send_to_addr(state.as_bytes(), to));
+        let sent =
+            UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(state.as_bytes(), to));
         if let Err(error) = sent {
             tracing::warn!("systemd does not listen: {error}");
         }

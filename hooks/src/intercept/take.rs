@@ -93,7 +93,12 @@ async fn take(order: &Order, cancel: &CancellationToken) -> Result<Option<Checkp
     let mut phases = Phases::default();
     let mut update = |update| match update {
         Update::Started { id, memory_bytes } => {
-            tracing::info!(id, memory_bytes, location = asked.location, "checkpoint begins");
+            tracing::info!(
+                id,
+                memory_bytes,
+                location = asked.location,
+                "checkpoint begins"
+            );
         }
         Update::Warning(text) => tracing::warn!("{text}"),
         Update::Progress(seen) => phases.see(&seen),
@@ -173,7 +178,11 @@ struct Phases(Vec<(String, Duration)>);
 
 impl Phases {
     fn see(&mut self, progress: &Progress) {
-        if self.0.last().is_none_or(|(name, _)| *name != progress.phase) {
+        if self
+            .0
+            .last()
+            .is_none_or(|(name, _)| *name != progress.phase)
+        {
             let since = Duration::from_millis(progress.elapsed_ms);
             self.0.push((progress.phase.clone(), since));
         }

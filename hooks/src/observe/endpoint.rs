@@ -6,8 +6,8 @@
 //! GET /readyz    200 when containerd accepts connections as well, else 503 with the reason
 //! ```
 
-use std::{convert::Infallible, fs::Permissions, io, os::unix::fs::PermissionsExt, sync::Arc};
 use std::path::{Path, PathBuf};
+use std::{convert::Infallible, fs::Permissions, io, os::unix::fs::PermissionsExt, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -29,7 +29,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// The place can't be served.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot serve metrics at {place:?}: {source}; set hooks.metrics to unix:/path, to address:port, or to nothing")]
+#[error(
+    "cannot serve metrics at {place:?}: {source}; set hooks.metrics to unix:/path, to address:port, or to nothing"
+)]
 pub struct EndpointError {
     place: String,
     source: io::Error,

@@ -119,10 +119,7 @@ impl Body for Reply {
 }
 
 impl Passing {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.ended {
             return Poll::Ready(None);
         }

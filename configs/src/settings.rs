@@ -418,4 +418,13 @@ mod tests {
             .to_string();
         assert!(err.contains(name) && err.contains("little"), "{err}");
     }
+
+    #[test]
+    fn the_shipped_file_says_what_the_defaults_are() {
+        let text = include_str!("../systemd/hooks.toml");
+        assert_eq!(
+            Settings::parse(Path::new("hooks.toml"), text).unwrap(),
+            Settings::default()
+        );
+    }
 }

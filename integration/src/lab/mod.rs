@@ -161,6 +161,7 @@ pub struct Lab {
     options: LabOptions,
     versions: String,
     has_shim: bool,
+    cri_socket: Mutex<Option<String>>,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -213,6 +214,7 @@ impl Lab {
             options,
             versions: fs::read_to_string(root.path.join("versions")).unwrap_or_default(),
             has_shim,
+            cri_socket: Mutex::default(),
         });
         lab.start_containerd().await?;
         for image in lab.options.images.clone() {
@@ -375,6 +377,7 @@ fn write_inputs(dir: &Path, distro: Distro, options: &LabOptions) -> Result<bool
         kybernate_config::names::SHIM_BINARY,
         "kybernate",
         "kybernate-nri",
+        "kybernate-cri-hooks",
     ] {
         let program = options.binaries.join(name);
         if program.is_file() {

@@ -41,7 +41,7 @@ pub(super) fn failed(order: &Order, status: &Status, after: Duration) {
         id = %order.asked.container_id,
         location = %order.asked.location,
         code = ?status.code(),
-        after_ms = after.as_millis(),
+        after_ms = after.as_millis() as u64,
         "checkpoint failed: {}",
         status.message()
     );

@@ -15,6 +15,9 @@ use crate::{
     retention::RetentionError,
 };
 
+/// How the shim words ENOSPC.
+const NO_SPACE: &str = "(os error 28)";
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
@@ -92,6 +95,12 @@ impl CallError {
 fn of_checkpoint(error: &CheckpointError) -> Code {
     match error {
         CheckpointError::Connect(_) => Code::Unavailable,
+        // containerd 1.7 keeps the shim's text and not its code.
+        CheckpointError::Call { status, .. }
+            if status.code() == Code::Unknown && status.message().contains(NO_SPACE) =>
+        {
+            Code::ResourceExhausted
+        }
         // What the shim or containerd says is the best there is.
         CheckpointError::Call { status, .. } => status.code(),
         CheckpointError::NotFound { .. } => Code::NotFound,
@@ -166,6 +175,14 @@ mod tests {
         });
         assert_eq!(told.code(), Code::ResourceExhausted);
         assert!(told.message().contains("no space left"));
+        let lost = Box::new(Status::unknown(
+            "cannot write the archive: No space left on device (os error 28): unknown",
+        ));
+        let told = status(CheckpointError::Call {
+            method: "Tasks.Checkpoint",
+            status: lost,
+        });
+        assert_eq!(told.code(), Code::ResourceExhausted);
     }
 
     #[test]

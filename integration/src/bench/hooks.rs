@@ -38,11 +38,11 @@ enum Method {
 ///
 /// # Errors
 /// There is no lab, or a call has failed.
-pub fn run(rounds: usize, soak: u64) -> Result<String> {
+pub fn run(rounds: u64, soak: u64) -> Result<String> {
     tokio::runtime::Runtime::new()?.block_on(measure(rounds, soak))
 }
 
-async fn measure(rounds: usize, soak: u64) -> Result<String> {
+async fn measure(rounds: u64, soak: u64) -> Result<String> {
     let lab = Lab::start(Distro::Forky, LabOptions::default()).await?;
     let script = format!("echo $$ >{PID}; exec kybernate-cri-hooks");
     let mut hook = lab
@@ -62,7 +62,7 @@ async fn measure(rounds: usize, soak: u64) -> Result<String> {
     reported
 }
 
-async fn report(lab: &Arc<Lab>, rounds: usize, soak: u64) -> Result<String> {
+async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
     let pod = PodBuilder::new(lab, Handler::Kybernate).start().await?;
     for n in 0..CONTAINERS {
         pod.container(&format!("c{n}"))

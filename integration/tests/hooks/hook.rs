@@ -48,6 +48,8 @@ impl Hook {
         if !lab::binaries().join(PROGRAM).is_file() {
             return skip(format!("{PROGRAM} is not built: run `make build`"));
         }
+        // Of an earlier case that has failed.
+        let _ = fs::remove_dir_all(lab.path(CHECKPOINTS));
         fs::create_dir_all(lab.path(CHECKPOINTS))?;
         let hook = Self::spawn(lab, variables, None).await?;
         lab.route_cri(Some(SOCKET));

@@ -11,10 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kybernate_hooks::cri::v1::{GetEventsRequest, VersionRequest};
-use kybernate_integration::{Case, Lab, eventually, workload::Workload};
+use kybernate_hooks::cri::v1::{ContainerEventResponse, GetEventsRequest, VersionRequest};
+use kybernate_integration::{Case, Lab, eventually, within, workload::Workload};
 use tokio::task::JoinHandle;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use crate::hook::{Hook, SOCKET};
 
@@ -38,7 +38,10 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     match lab.cri().version(VersionRequest::default()).await {
                         Ok(_) => drop(calls.fetch_add(1, Ordering::Relaxed)),
-                        Err(status) => failed.push(status),
+                        Err(status) => {
+                            failed.push(status);
+                            tokio::time::sleep(Duration::from_millis(10)).await;
+                        }
                     }
                 }
                 failed
@@ -62,14 +65,35 @@ impl Load {
     }
 
     /// Ends it; returns what has failed.
-    async fn end(self) -> Result<Vec<Status>> {
+    async fn end(mut self) -> Result<Vec<Status>> {
         self.stop.store(true, Ordering::Relaxed);
         let mut failed = Vec::new();
-        for client in self.clients {
+        for client in std::mem::take(&mut self.clients) {
             failed.extend(client.await?);
         }
         Ok(failed)
     }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        // Also of a case that has failed.
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a stream of events ends with.
+async fn end_of(events: &mut Streaming<ContainerEventResponse>) -> Result<Status> {
+    within("end of the events", Duration::from_secs(20), async {
+        loop {
+            match events.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => anyhow::bail!("the stream has ended as if all were said"),
+                Err(status) => return Ok(status),
+            }
+        }
+    })
+    .await
 }
 
 pub async fn containerd_killed(cx: Case) -> Result<()> {
@@ -83,11 +107,7 @@ pub async fn containerd_killed(cx: Case) -> Result<()> {
         .await?
         .into_inner();
     cx.lab.kill_containerd().await?;
-    let status = events
-        .message()
-        .await
-        .err()
-        .context("events of a dead containerd")?;
+    let status = end_of(&mut events).await?;
     ensure!(status.code() == Code::Unavailable, "{status}");
     for _ in 0..3 {
         // The same connection of the client, and no waiting.
@@ -142,13 +162,7 @@ pub async fn taken_over(cx: Case) -> Result<()> {
         failed[0]
     );
     ensure!(waiting.await??.exit_code == 0);
-    let status = loop {
-        match events.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => anyhow::bail!("the stream has ended as if all were said"),
-            Err(status) => break status,
-        }
-    };
+    let status = end_of(&mut events).await?;
     ensure!(status.code() == Code::Unavailable, "{status}");
     ensure!(status.message().contains("restarted"), "{status}");
     Ok(())

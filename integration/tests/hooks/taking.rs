@@ -60,7 +60,6 @@ pub async fn archive_and_back(cx: Case) -> Result<()> {
                 &"config.dump",
                 &"container.log",
                 &"deleted.files",
-                &"devshm-checkpoint.tar",
                 &"dump.log",
                 &"rootfs-diff.tar",
                 &"spec.dump",

@@ -255,7 +255,7 @@ impl Drop for Call {
         let method = ("method", std::mem::take(&mut self.method));
         let metrics = &self.metrics;
         metrics.in_flight.dec();
-        let seconds = metrics.seconds.get_or_create(&[method.clone()]);
+        let seconds = metrics.seconds.get_or_create(std::array::from_ref(&method));
         seconds.observe(self.begun.elapsed().as_secs_f64());
         drop(seconds);
         let code = ("code", name(code).into());

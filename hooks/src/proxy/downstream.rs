@@ -143,11 +143,12 @@ impl Downstream {
         let path = request.uri().path();
         let mut call = self.proxy.metrics.call(path);
         if path == grpc::CHECKPOINT_CONTAINER {
-            let kept = self
+            // On the heap, so that calls that pass do not carry its size.
+            let serving = self
                 .proxy
                 .intercept
-                .checkpoint_container(&self.caller, request)
-                .await;
+                .checkpoint_container(&self.caller, request);
+            let kept = Box::pin(serving).await;
             let request = match kept {
                 Ok(response) => {
                     let code = grpc::code(response.headers());
@@ -156,7 +157,7 @@ impl Downstream {
                 }
                 Err(request) => request,
             };
-            return self.forward(request, call).await;
+            return Box::pin(self.forward(request, call)).await;
         }
         self.forward(request.map(Outgoing::Passing), call).await
     }

@@ -14,8 +14,15 @@ use crate::{
     layers,
     names::RUNTIME_HANDLER,
     profile::NodeSettings,
+    size::SizeError,
     wishes::{TriggerSettings, WishSettings},
 };
+
+mod gpu;
+mod hooks;
+
+pub use gpu::{GpuSettings, Thp};
+pub use hooks::{HooksSettings, RetentionSettings, RetentionSize};
 
 /// Where the settings file lies unless `KYBERNATE_CONFIG` names another.
 pub const DEFAULT_PATH: &str = "/etc/kybernate/config.toml";
@@ -40,6 +47,10 @@ pub struct Settings {
     pub trigger: TriggerSettings,
     /// Paths and commands of the node that its profile does not tell right.
     pub node: NodeSettings,
+    /// The process between kubelet and containerd.
+    pub hooks: HooksSettings,
+    /// How many archives kubelet's checkpoint API may leave on the node.
+    pub retention: RetentionSettings,
 }
 
 /// `[checkpoint]`
@@ -88,63 +99,6 @@ pub struct NriSettings {
     pub index: String,
     /// Directories under which archives may lie that a pod names as its restore source.
     pub restore_dirs: Vec<PathBuf>,
-}
-
-/// `[gpu]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GpuSettings {
-    /// The program `kybernate-cuda`; empty for the one beside the shim.
-    pub helper: PathBuf,
-    /// The driver's `libcuda.so.1`; empty to search for it.
-    pub libcuda: PathBuf,
-    /// Roots of driver installations, searched after the dynamic linker's path.
-    pub driver_roots: Vec<PathBuf>,
-    /// Whether host memory for device memory comes in huge pages, which halves the time that the
-    /// driver needs: `auto` and `always` switch the kernel to `always` for the operation alone,
-    /// `auto` only when there is enough memory to matter; `inherit` leaves it as it is.
-    pub thp: Thp,
-    /// Seconds that CUDA calls which run may take to end.
-    pub lock_timeout_s: u64,
-    /// Seconds that the driver may take to move the memory of one process.
-    pub timeout_s: u64,
-    /// Whether a container's memory limit may be raised while its device memory is in host memory.
-    pub raise_memory_limit: bool,
-    /// Where it is noted which kernel settings are to be put back.
-    pub records: PathBuf,
-}
-
-/// Use of transparent huge pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Thp {
-    /// `always`, where it matters.
-    #[default]
-    Auto,
-    /// For every operation.
-    Always,
-    /// As the node has it.
-    Inherit,
-}
-
-impl Default for GpuSettings {
-    fn default() -> Self {
-        Self {
-            helper: PathBuf::new(),
-            libcuda: PathBuf::new(),
-            driver_roots: vec![
-                "/".into(),
-                "/run/nvidia/driver".into(),
-                "/usr/local/nvidia".into(),
-                "/home/kubernetes/bin/nvidia".into(),
-            ],
-            thp: Thp::Auto,
-            lock_timeout_s: 10,
-            timeout_s: 600,
-            raise_memory_limit: true,
-            records: "/run/kybernate/levers".into(),
-        }
-    }
 }
 
 impl Default for CheckpointSettings {
@@ -210,12 +164,20 @@ pub enum SettingsError {
         source: Box<toml::de::Error>,
     },
     /// An environment variable does not parse.
-    #[error("environment variable {name}={value:?} is not a number of seconds")]
+    #[error("environment variable {name}={value:?} is not a whole number")]
     Number {
         /// The variable.
         name: &'static str,
         /// Its value.
         value: String,
+    },
+    /// An environment variable is no size.
+    #[error("environment variable {name}: {source}")]
+    Size {
+        /// The variable.
+        name: &'static str,
+        /// Its value, and what it should be.
+        source: SizeError,
     },
 }
 
@@ -253,6 +215,8 @@ impl Settings {
         path("KYBERNATE_NRI_SOCKET", &mut self.nri.socket);
         path("KYBERNATE_GPU_HELPER", &mut self.gpu.helper);
         path("KYBERNATE_GPU_LIBCUDA", &mut self.gpu.libcuda);
+        path("KYBERNATE_HOOKS_SOCKET", &mut self.hooks.socket);
+        path("KYBERNATE_RETENTION_DIR", &mut self.retention.dir);
         let text = |name: &str, to: &mut String| {
             if let Some(value) = get(name) {
                 *to = value;
@@ -262,20 +226,42 @@ impl Settings {
         text("KYBERNATE_BUFFER", &mut self.checkpoint.buffer);
         text("KYBERNATE_NRI_NAME", &mut self.nri.name);
         text("KYBERNATE_NRI_INDEX", &mut self.nri.index);
+        text("KYBERNATE_HOOKS_METRICS", &mut self.hooks.metrics);
         // Lists take the separators that people know: commas, and colons as in PATH.
         if let Some(value) = get("KYBERNATE_NRI_HANDLERS") {
             self.nri.handlers = value.split(',').map(|name| name.trim().into()).collect();
         }
+        if let Some(value) = get("KYBERNATE_HOOKS_HANDLERS") {
+            self.hooks.handlers = value.split(',').map(|name| name.trim().into()).collect();
+        }
         if let Some(value) = get("KYBERNATE_NRI_RESTORE_DIRS") {
             self.nri.restore_dirs = value.split(':').map(Into::into).collect();
         }
-        const TIMEOUT: &str = "KYBERNATE_CHECKPOINT_TIMEOUT_S";
-        if let Some(value) = get(TIMEOUT) {
-            self.checkpoint.timeout_s = value.parse().map_err(|_| SettingsError::Number {
-                name: TIMEOUT,
-                value,
-            })?;
-        }
+        let number = |name: &'static str, to: &mut u64| {
+            if let Some(value) = get(name) {
+                *to = value
+                    .parse()
+                    .map_err(|_| SettingsError::Number { name, value })?;
+            }
+            Ok(())
+        };
+        number(
+            "KYBERNATE_CHECKPOINT_TIMEOUT_S",
+            &mut self.checkpoint.timeout_s,
+        )?;
+        number("KYBERNATE_HOOKS_DRAIN_S", &mut self.hooks.drain_s)?;
+        number("KYBERNATE_RETENTION_PER_POD", &mut self.retention.per_pod)?;
+        number("KYBERNATE_RETENTION_PER_NODE", &mut self.retention.per_node)?;
+        let size = |name: &'static str, to: &mut RetentionSize| {
+            if let Some(value) = get(name) {
+                *to = value
+                    .try_into()
+                    .map_err(|source| SettingsError::Size { name, source })?;
+            }
+            Ok(())
+        };
+        size("KYBERNATE_RETENTION_TOTAL", &mut self.retention.total)?;
+        size("KYBERNATE_RETENTION_MIN_FREE", &mut self.retention.min_free)?;
         self.node = self.node.with_env(&get);
         Ok(self)
     }
@@ -338,5 +324,30 @@ mod tests {
             .with_env(|name| (name == "KYBERNATE_CHECKPOINT_TIMEOUT_S").then(|| "soon".into()))
             .unwrap_err();
         assert!(err.to_string().contains("soon"));
+    }
+
+    #[test]
+    fn sizes_are_checked_where_they_are_set() {
+        let text = "[retention]\ntotal = \"50GiB\"\n";
+        let settings = Settings::parse(Path::new("x"), text).unwrap();
+        assert_eq!(settings.retention.total.bytes(), 50 << 30);
+        assert_eq!(settings.retention.min_free.bytes(), 0);
+        let err = Settings::parse(Path::new("x"), "[retention]\ntotal = \"much\"\n").unwrap_err();
+        assert!(err.to_string().contains("much"), "{err}");
+        let name = "KYBERNATE_RETENTION_MIN_FREE";
+        let err = Settings::default()
+            .with_env(|asked| (asked == name).then(|| "little".into()))
+            .unwrap_err()
+            .to_string();
+        assert!(err.contains(name) && err.contains("little"), "{err}");
+    }
+
+    #[test]
+    fn the_shipped_file_says_what_the_defaults_are() {
+        let text = include_str!("../systemd/hooks.toml");
+        assert_eq!(
+            Settings::parse(Path::new("hooks.toml"), text).unwrap(),
+            Settings::default()
+        );
     }
 }

@@ -1,10 +1,21 @@
-//! Clients of containerd and the CRI that ask for checkpoints.
+//! The process between kubelet and containerd, and the clients of containerd and the CRI that
+//! ask for checkpoints.
+//!
+//! ```text
+//! daemon ── proxy ── intercept ── client ── connect ── containerd, cri
+//!   └ observe           └ retention
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod connect;
 pub mod containerd;
 pub mod cri;
+pub mod daemon;
+pub mod intercept;
+pub mod observe;
+pub mod proxy;
+pub mod retention;
 
 #[allow(
     missing_docs,

@@ -109,6 +109,14 @@ impl Archive {
         })
     }
 
+    /// The archive at a path of the lab, there or not.
+    pub fn at(lab: &Arc<Lab>, path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            lab: lab.clone(),
+        }
+    }
+
     /// The file, reachable from here.
     pub fn file(&self) -> PathBuf {
         self.lab.path(&self.path)

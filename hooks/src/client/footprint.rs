@@ -27,7 +27,10 @@ fn rollup(text: &str) -> u64 {
 }
 
 /// Bytes that this user may still write in the file system of `path`.
-pub(crate) fn available(path: &Path) -> io::Result<u64> {
+///
+/// # Errors
+/// The path can't be looked at.
+pub fn available(path: &Path) -> io::Result<u64> {
     let facts = nix::sys::statvfs::statvfs(path)?;
     let blocks: u64 = facts.blocks_available();
     Ok(blocks.saturating_mul(facts.fragment_size()))

@@ -30,6 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::{
     error::{CheckpointError, explain},
+    footprint::available as free_space,
     resolve::{PodContainer, Subject, resolve},
     target::{Target, TargetError},
 };
@@ -250,6 +251,15 @@ fn request(
     // The shim keeps the deadline itself; the call only must not end before the shim has.
     request.set_timeout(order.timeout + GRACE);
     request
+}
+
+/// Bytes of memory in a container, as far as they can be seen.
+///
+/// # Errors
+/// containerd does not tell its processes.
+pub async fn memory(connection: &Connection, subject: &Subject) -> Result<u64, CheckpointError> {
+    let containerd = connection.namespace(&subject.namespace)?;
+    Ok(footprint::memory(&pids(&containerd, &subject.id).await?))
 }
 
 async fn pids(containerd: &Containerd, id: &str) -> Result<Vec<u32>, CheckpointError> {

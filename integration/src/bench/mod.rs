@@ -8,6 +8,7 @@
 //! ```
 
 mod checkpoints;
+pub mod hooks;
 mod machine;
 mod memory;
 mod pods;

@@ -48,6 +48,13 @@ pub type Images = ImagesClient<InterceptedService<Channel, Namespaced>>;
 /// Client of containerd's events.
 pub type Events = EventsClient<InterceptedService<Channel, Namespaced>>;
 
+fn channel_to(socket: PathBuf) -> Channel {
+    Endpoint::from_static("http://lab").connect_with_connector_lazy(service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}
+
 /// containerd's log in the lab.
 pub(super) const LOG: &str = "/var/log/containerd.log";
 const PID: &str = "/run/lab-containerd.pid";
@@ -62,18 +69,28 @@ impl Lab {
 
     /// A new connection to containerd; it reconnects by itself after a restart.
     pub fn channel(&self) -> Channel {
-        let socket = self.socket();
-        Endpoint::from_static("http://lab").connect_with_connector_lazy(service_fn(
-            move |_: Uri| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            },
-        ))
+        channel_to(self.socket())
+    }
+
+    /// A new connection to what serves the CRI: containerd, or what [`Lab::route_cri`] names.
+    pub fn cri_channel(&self) -> Channel {
+        let routed = self.cri_socket.lock().unwrap_or_else(|e| e.into_inner());
+        channel_to(
+            routed
+                .as_ref()
+                .map_or_else(|| self.socket(), |to| self.path(to)),
+        )
+    }
+
+    /// Makes everything that uses the CRI go through another socket of the lab, or no more.
+    pub fn route_cri(&self, socket: Option<&str>) {
+        let mut routed = self.cri_socket.lock().unwrap_or_else(|e| e.into_inner());
+        *routed = socket.map(str::to_owned);
     }
 
     /// The CRI runtime service.
     pub fn cri(&self) -> Cri {
-        RuntimeServiceClient::new(self.channel()).max_decoding_message_size(64 << 20)
+        RuntimeServiceClient::new(self.cri_channel()).max_decoding_message_size(64 << 20)
     }
 
     /// Tasks of the Kubernetes namespace.

@@ -164,6 +164,7 @@ pub struct Lab {
     options: LabOptions,
     versions: String,
     has_shim: bool,
+    cri_socket: Mutex<Option<String>>,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -216,6 +217,7 @@ impl Lab {
             options,
             versions: fs::read_to_string(root.path.join("versions")).unwrap_or_default(),
             has_shim,
+            cri_socket: Mutex::default(),
         });
         lab.start_containerd().await?;
         for image in lab.options.images.clone() {
@@ -384,6 +386,7 @@ fn write_inputs(
         kybernate_config::names::CUDA_BINARY,
         "kybernate",
         "kybernate-nri",
+        "kybernate-cri-hooks",
     ] {
         let program = options.binaries.join(name);
         if program.is_file() {

@@ -1,0 +1,42 @@
+//! Whose container a request is about.
+
+use tonic::Code;
+
+use crate::{client::CheckpointError, connect::Connection, cri::v1 as cri};
+
+/// The runtime handler of the pod that a container belongs to, and the container's whole id;
+/// `None` for a container that the CRI does not know, or that is one of several.
+pub(super) async fn handler_of(
+    connection: &Connection,
+    id: &str,
+) -> Result<Option<(String, String)>, CheckpointError> {
+    let mut client = connection.cri();
+    let filter = cri::ContainerFilter {
+        id: id.to_owned(),
+        ..Default::default()
+    };
+    let request = cri::ListContainersRequest {
+        filter: Some(filter),
+    };
+    let found = client
+        .list_containers(request)
+        .await
+        .map_err(CheckpointError::call("CRI ListContainers"))?
+        .into_inner()
+        .containers;
+    let [container] = found.as_slice() else {
+        return Ok(None);
+    };
+    let request = cri::PodSandboxStatusRequest {
+        pod_sandbox_id: container.pod_sandbox_id.clone(),
+        verbose: false,
+    };
+    let answer = match client.pod_sandbox_status(request).await {
+        Ok(answer) => answer.into_inner(),
+        // Removed since.
+        Err(status) if status.code() == Code::NotFound => return Ok(None),
+        Err(status) => return Err(CheckpointError::call("CRI PodSandboxStatus")(status)),
+    };
+    let handler = answer.status.unwrap_or_default().runtime_handler;
+    Ok(Some((handler, container.id.clone())))
+}

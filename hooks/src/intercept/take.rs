@@ -1,0 +1,226 @@
+//! A checkpoint from the request to the line in the log, on a thread of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kybernate_config::{Settings, names::KUBERNETES_NAMESPACE, request::Progress};
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+
+use super::{Outcome, audit, deadline::Deadline, error::CallError, subject::handler_of};
+use crate::{
+    client::{self, Checkpoint, CheckpointError, CheckpointOrder, Subject, Target, Update},
+    connect::Connection,
+    cri::v1::CheckpointContainerRequest,
+    observe::Metrics,
+    retention::{self, Owner},
+};
+
+/// One call, and what it needs.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// Names the call in the log.
+    pub(super) id: String,
+    /// Who asks.
+    pub(super) caller: String,
+    /// When it has to be done.
+    pub(super) deadline: Deadline,
+    /// What is asked for.
+    pub(super) asked: CheckpointContainerRequest,
+    /// The administrator's settings.
+    pub(super) settings: Arc<Settings>,
+    /// Where it is counted.
+    pub(super) metrics: Arc<Metrics>,
+}
+
+/// Does it. `cancel` makes the shim roll back, which is waited for.
+pub(super) fn on_this_thread(order: &Order, cancel: &CancellationToken) -> Outcome {
+    let span = tracing::info_span!("checkpoint", request = %order.id);
+    let _inside = span.enter();
+    let begun = Instant::now();
+    let taken = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| CallError::Runtime { source })
+        .and_then(|runtime| runtime.block_on(take(order, cancel)));
+    match taken {
+        Ok(None) => Outcome::Foreign,
+        Ok(Some(checkpoint)) => {
+            order.metrics.taken(&checkpoint.result);
+            audit::taken(order, &checkpoint);
+            prune(order, &checkpoint.output);
+            Outcome::Taken
+        }
+        Err(error) => {
+            let status = error.status(&order.deadline);
+            order.metrics.failed(&error.cause(), begun.elapsed());
+            audit::failed(order, &status, begun.elapsed());
+            Outcome::Failed(status)
+        }
+    }
+}
+
+async fn take(order: &Order, cancel: &CancellationToken) -> Result<Option<Checkpoint>, CallError> {
+    let asked = &order.asked;
+    let connection = Connection::open(&order.settings.containerd.socket)
+        .await
+        .map_err(CheckpointError::from)?;
+    let prepared = tokio::select! {
+        prepared = prepare(order, &connection) => prepared?,
+        () = cancel.cancelled() => {
+            return Err(CheckpointError::Interrupted { id: asked.container_id.clone() }.into());
+        }
+        () = tokio::time::sleep(order.deadline.left()) => return Err(late(order).into()),
+    };
+    let Some(target) = prepared else {
+        return Ok(None);
+    };
+    let what = CheckpointOrder {
+        output: PathBuf::from(&asked.location),
+        // As containerd does. kubelet's names have the second in them: whoever asks twice in one
+        // second gets the later archive.
+        replace: true,
+        exit: false,
+        level: None,
+        buffer: None,
+        timeout: order.deadline.left(),
+        space_check: true,
+        requester: Some(format!("CRI: {} (request {})", order.caller, order.id)),
+    };
+    let mut phases = Phases::default();
+    let mut update = |update| match update {
+        Update::Started { id, memory_bytes } => {
+            tracing::info!(
+                id,
+                memory_bytes,
+                location = asked.location,
+                "checkpoint begins"
+            );
+        }
+        Update::Warning(text) => tracing::warn!("{text}"),
+        Update::Progress(seen) => phases.see(&seen),
+        Update::RollingBack => tracing::info!("rolling back"),
+    };
+    let taken = client::checkpoint(
+        &connection,
+        KUBERNETES_NAMESPACE,
+        &target,
+        &what,
+        &mut update,
+        cancel.cancelled(),
+    )
+    .await?;
+    for (phase, took) in phases.took(Duration::from_millis(taken.result.total_ms)) {
+        order.metrics.phase(&phase, took);
+    }
+    Ok(Some(taken))
+}
+
+/// Finds out whose call it is, and sees that there is room; `None` when it is not ours.
+async fn prepare(order: &Order, connection: &Connection) -> Result<Option<Target>, CallError> {
+    let Some((handler, id)) = handler_of(connection, &order.asked.container_id).await? else {
+        return Ok(None);
+    };
+    if !order.settings.hooks.handlers.contains(&handler) {
+        tracing::debug!(id, handler, "passed to containerd");
+        return Ok(None);
+    }
+    let location = Path::new(&order.asked.location);
+    let Some(parent) = location.parent().filter(|_| location.is_absolute()) else {
+        return Err(CallError::Location {
+            location: location.to_owned(),
+        });
+    };
+    let target = Target::Id(id);
+    if retention::keeps_space(&order.settings.retention, parent) {
+        let subject = client::resolve(connection, KUBERNETES_NAMESPACE, &target).await?;
+        let memory = client::memory(connection, &subject).await?;
+        let removed = retention::make_room(&order.settings.retention, &owner(&subject), memory)?;
+        order.metrics.removed(&removed);
+    }
+    Ok(Some(target))
+}
+
+/// Removes what is too much, now that a newer archive is there.
+fn prune(order: &Order, output: &Path) {
+    let Some(parent) = output.parent() else {
+        return;
+    };
+    match retention::prune(&order.settings.retention, parent) {
+        Ok(removed) => order.metrics.removed(&removed),
+        Err(error) => tracing::warn!("old archives stay: {error}"),
+    }
+}
+
+fn owner(subject: &Subject) -> Owner {
+    subject.pod.as_ref().map_or_else(
+        || Owner::alone(&subject.id),
+        |pod| {
+            let name = pod.status.metadata.as_ref().map_or("", |m| &m.name);
+            Owner::of_pod(&pod.pod.namespace, &pod.pod.name, name)
+        },
+    )
+}
+
+fn late(order: &Order) -> CheckpointError {
+    CheckpointError::Deadline {
+        id: order.asked.container_id.clone(),
+        timeout_s: order.deadline.given.as_secs(),
+    }
+}
+
+/// When which phase began, from the shim's reports.
+#[derive(Debug, Default)]
+struct Phases(Vec<(String, Duration)>);
+
+impl Phases {
+    fn see(&mut self, progress: &Progress) {
+        if self
+            .0
+            .last()
+            .is_none_or(|(name, _)| *name != progress.phase)
+        {
+            let since = Duration::from_millis(progress.elapsed_ms);
+            self.0.push((progress.phase.clone(), since));
+        }
+    }
+
+    /// How long each took, when all ended after `total`.
+    fn took(self, total: Duration) -> Vec<(String, Duration)> {
+        let ends: Vec<_> = self.0.iter().skip(1).map(|(_, begun)| *begun).collect();
+        let ends = ends.into_iter().chain([total]);
+        self.0
+            .into_iter()
+            .zip(ends)
+            .map(|((name, begun), end)| (name, end.saturating_sub(begun)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_ends_where_the_next_begins() {
+        let mut phases = Phases::default();
+        for (phase, elapsed_ms) in [("freeze", 2), ("dump", 10), ("dump", 90), ("sync", 110)] {
+            phases.see(&Progress {
+                phase: phase.into(),
+                read_bytes: 0,
+                written_bytes: 0,
+                elapsed_ms,
+            });
+        }
+        let took: Vec<_> = phases
+            .took(Duration::from_millis(150))
+            .into_iter()
+            .map(|(name, took)| (name, took.as_millis()))
+            .collect();
+        let wanted = [("freeze", 8), ("dump", 100), ("sync", 40)];
+        assert_eq!(took, wanted.map(|(name, ms)| (name.to_owned(), ms)));
+    }
+}

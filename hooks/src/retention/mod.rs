@@ -1,0 +1,155 @@
+//! How many archives stay in kubelet's checkpoint directory. kubelet itself never removes one.
+//!
+//! ```text
+//! before a checkpoint   free space ≥ min_free + what it will take?   no: the oldest make way
+//!                                                                    not enough: refused
+//! after it              ≤ per_pod, ≤ per_node, ≤ total               else the oldest go
+//! never                 the newest good archive of a container
+//!                       an archive with a file NAME.keep beside it
+//!                       anything that is no archive of ours
+//! ```
+//!
+//! An archive is good when its manifest is whole. What it belongs to is read from there and not
+//! from its name, in which namespaces, pods and containers run into each other.
+
+mod held;
+mod policy;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use kybernate_config::{settings::RetentionSettings, size};
+
+pub use self::held::Owner;
+use self::held::{Held, scan};
+use crate::client;
+
+/// Before compression is known, an archive is taken to be this part of the memory in it.
+const GUESS: u64 = 4;
+
+/// One at a time: two must not count the same archives.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Why there is no room.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    /// Too little space, also without all archives that may go.
+    #[error(
+        "{} has {} free; the checkpoint takes about {} and {} must stay free (retention.min_free), \
+         and no archive that may be removed is left", path.display(), size::display(*free),
+        size::display(*wanted), size::display(*min_free)
+    )]
+    Room {
+        /// The directory.
+        path: PathBuf,
+        /// Free bytes.
+        free: u64,
+        /// About what the archive takes.
+        wanted: u64,
+        /// What must stay free.
+        min_free: u64,
+    },
+    /// The directory can't be looked at.
+    #[error("cannot look at {path}: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Removed {
+    /// How many archives.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Whether space is kept free for archives in this directory.
+#[must_use]
+pub fn keeps_space(settings: &RetentionSettings, dir: &Path) -> bool {
+    settings.min_free.bytes() > 0 && is_ours(settings, dir)
+}
+
+/// Sees that an archive of a container with so many bytes of memory will fit and leave what must
+/// stay free; removes old archives for it.
+///
+/// # Errors
+/// It will not fit. Then nothing was removed.
+pub fn make_room(
+    settings: &RetentionSettings,
+    owner: &Owner,
+    memory: u64,
+) -> Result<Removed, RetentionError> {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = &settings.dir;
+    let failed = |source| RetentionError::Io {
+        path: dir.clone(),
+        source,
+    };
+    let free = client::free_space(dir).map_err(failed)?;
+    let held = scan(dir).map_err(failed)?;
+    let wanted = policy::last_size(&held, owner).unwrap_or(memory / GUESS);
+    let min_free = settings.min_free.bytes();
+    let lacking = wanted.saturating_add(min_free).saturating_sub(free);
+    let Some(victims) = policy::room(&held, lacking) else {
+        return Err(RetentionError::Room {
+            path: dir.clone(),
+            free,
+            wanted,
+            min_free,
+        });
+    };
+    Ok(remove(&held, &victims, "to make room"))
+}
+
+/// Removes what is more than the settings allow, if `dir` is the directory they are about.
+///
+/// # Errors
+/// The directory can't be read.
+pub fn prune(settings: &RetentionSettings, dir: &Path) -> Result<Removed, RetentionError> {
+    if !is_ours(settings, dir) || !policy::limits(settings) {
+        return Ok(Removed::default());
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let held = scan(&settings.dir).map_err(|source| RetentionError::Io {
+        path: settings.dir.clone(),
+        source,
+    })?;
+    let victims = policy::excess(&held, settings);
+    Ok(remove(&held, &victims, "more than [retention] allows"))
+}
+
+fn is_ours(settings: &RetentionSettings, dir: &Path) -> bool {
+    match (settings.dir.canonicalize(), dir.canonicalize()) {
+        (Ok(ours), Ok(dir)) => ours == dir,
+        _ => false,
+    }
+}
+
+fn remove(held: &[Held], victims: &[usize], why: &str) -> Removed {
+    let mut removed = Removed::default();
+    for victim in victims.iter().map(|index| &held[*index]) {
+        match fs::remove_file(&victim.path) {
+            Ok(()) => {
+                removed.count += 1;
+                removed.bytes += victim.bytes;
+                tracing::info!(
+                    path = %victim.path.display(),
+                    bytes = victim.bytes,
+                    "removed an archive, {why}"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(path = %victim.path.display(), "an archive stays: {error}");
+            }
+        }
+    }
+    removed
+}

@@ -1,0 +1,6 @@
+//! The pass-through between a client and a double of containerd, both on bare HTTP/2, so that
+//! every frame can be looked at.
+
+mod ends;
+mod faults;
+mod passing;

@@ -191,6 +191,8 @@ async fn it_is_small_and_fast_with_500_containers() {
     }
     let resident = program.resident();
     println!("foreign create, 99th percentile {best:?}; {resident} KiB resident");
-    assert!(resident < 10 << 10, "{resident} KiB resident");
+    // Nearly all of it is code, of which a build without optimisation has much more.
+    let limit = if cfg!(debug_assertions) { 16 } else { 10 };
+    assert!(resident < limit << 10, "{resident} KiB resident");
     assert!(best < Duration::from_millis(1), "99th percentile {best:?}");
 }

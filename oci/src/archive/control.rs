@@ -6,6 +6,9 @@ use std::sync::atomic::Ordering;
 use super::error::WriteError;
 use super::pipeline::Pipeline;
 
+/// More threads than these don't clear memory faster.
+const MOST_THREADS: usize = 8;
+
 /// Cancels and observes a [`Writer`](super::Writer) from any thread, also after its end.
 #[derive(Debug, Clone)]
 pub struct Control {
@@ -28,6 +31,14 @@ impl Control {
     /// Without the right to end that again (`CAP_SYS_NICE`) nothing changes.
     pub fn set_background(&self, background: bool) {
         self.pipeline.crew.set_background(background);
+    }
+
+    /// Readies memory for `bytes` that will come, as far as the writer's buffer goes, on all
+    /// processors, and returns when it is there. The producer then need not wait for the kernel to
+    /// clear it.
+    pub fn prepare(&self, bytes: u64) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.pipeline.prepare(bytes, threads.min(MOST_THREADS));
     }
 
     /// Bytes of tar taken from the producer so far.

@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use memmap2::MmapMut;
 
 use super::error::WriteError;
 use super::frame::Piece;
-use super::pool::Pool;
+use super::pool::{self, Pool};
 use super::priority::Crew;
 
 /// What the hashing thread does with a frame, in order.
@@ -98,6 +99,7 @@ pub(super) struct Pipeline {
     hash: Condvar,
     done: Condvar,
     pub(super) crew: Crew,
+    frame_size: usize,
     /// Bytes of tar taken from the producer.
     pub(super) read: AtomicU64,
     /// Bytes of tar whose frames the writing thread has taken over.
@@ -123,6 +125,7 @@ impl Pipeline {
             hash: Condvar::new(),
             done: Condvar::new(),
             crew: Crew::default(),
+            frame_size,
             read: AtomicU64::new(0),
             stored: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -187,6 +190,31 @@ impl Pipeline {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Readies buffers for `bytes` of frames, as far as the limit goes, on `threads` threads.
+    pub(super) fn prepare(&self, bytes: u64, threads: usize) {
+        let left = AtomicU64::new(bytes.div_ceil(self.frame_size as u64));
+        let ready = || {
+            while left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                .is_ok()
+            {
+                let grown = self.lock().frames.grow();
+                // A lack of memory is for whoever needs the buffer to tell.
+                let Ok(Some(buffer)) = grown else { return };
+                pool::populate(&buffer);
+                self.lock().frames.put(buffer);
+                self.room.notify_one();
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Fewer threads take longer.
+                let _ = thread::Builder::new().spawn_scoped(scope, ready);
+            }
+            ready();
+        });
     }
 
     /// Hands a frame on; one of size 0 only carries marks and takes no number.
@@ -312,7 +340,7 @@ pub(super) struct Alarm<'a> {
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.pipeline.fail(WriteError::Panic {
                 thread: self.thread,
             });

@@ -29,6 +29,11 @@ impl Pool {
         if let Some(buffer) = self.free.pop() {
             return Ok(Some(buffer));
         }
+        self.grow()
+    }
+
+    /// A buffer that was never handed out, if the limit allows one more.
+    pub(super) fn grow(&mut self) -> io::Result<Option<MmapMut>> {
         if self.mapped == self.limit {
             return Ok(None);
         }
@@ -45,6 +50,12 @@ impl Pool {
     pub(super) fn clear(&mut self) {
         self.free = Vec::new();
     }
+}
+
+/// Has the kernel put memory behind a buffer now, rather than at its first use.
+pub(super) fn populate(buffer: &MmapMut) {
+    // Only earlier: kernels before 5.14 refuse.
+    let _ = buffer.advise(Advice::PopulateWrite);
 }
 
 /// Anonymous memory in huge pages where the system gives them.

@@ -27,7 +27,7 @@ use kybernate_config::{
     request::{ARCHIVE_FILE, CheckpointResult, RESULT_FILE},
 };
 use kybernate_oci::{
-    archive::{Summary, WriteOptions, Writer},
+    archive::{Control, Summary, WriteOptions, Writer},
     manifest::{self, Manifest},
     rootfs::Overlay,
 };
@@ -106,13 +106,28 @@ pub async fn run(
     );
     let mut phases = Phases::default();
 
+    let ahead = |bytes| {
+        let control = control.clone();
+        drop(tokio::task::spawn_blocking(move || control.prepare(bytes)));
+    };
+    prepare(container, &control).await;
+
     // From here to its end the container stands still.
     let frozen = Instant::now();
     let created = SystemTime::now();
     control.set_background(true);
     // What is frozen can't end. Once it runs again, its archive is worth completing.
     let killed = stop.follow(container.killed().clone(), StopReason::Killed);
-    let still = Still::begin(container, &freezer, true, settings, stop, &mut phases).await?;
+    let still = Still::begin(
+        container,
+        &freezer,
+        true,
+        settings,
+        stop,
+        &mut phases,
+        &ahead,
+    )
+    .await?;
     let subject = Subject {
         container,
         init,
@@ -306,6 +321,17 @@ fn host<'a>(
         path: path.into(),
         source,
     }
+}
+
+/// Readies memory for what the processes hold, while they still run.
+async fn prepare(container: &Container, control: &Control) {
+    let pids = container
+        .cgroup()
+        .map_or_else(Vec::new, |cgroup| cgroup.pids());
+    let control = control.clone();
+    let ready = tokio::task::spawn_blocking(move || control.prepare(facts::memory(&pids)));
+    // Only earlier: the writer makes up for what is missing.
+    let _ = ready.await;
 }
 
 /// A frame that fits the buffer often enough to keep every thread busy.

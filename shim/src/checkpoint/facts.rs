@@ -87,6 +87,29 @@ pub fn processes(init: u32) -> Vec<Process> {
     found
 }
 
+/// Bytes of memory that a dump of these processes may hold, pages that they share counted once
+/// for each.
+#[must_use]
+pub fn memory(pids: &[u32]) -> u64 {
+    pids.iter()
+        .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok())
+        .map(|status| own_memory(&status))
+        .sum()
+}
+
+/// Bytes that are not a file's, from the text of a `/proc/<pid>/status`.
+fn own_memory(status: &str) -> u64 {
+    status
+        .lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            ["RssAnon", "RssShmem"].contains(&name).then_some(value)
+        })
+        .filter_map(|value| value.split_ascii_whitespace().next()?.parse::<u64>().ok())
+        .map(|kib| kib * 1024)
+        .sum()
+}
+
 /// One process from the text of its `/proc/<pid>/status`.
 fn process(status: &str, parent: u32) -> Process {
     let field = |name: &str| {
@@ -171,6 +194,14 @@ mod tests {
                 resident_bytes: 20480
             }
         );
+    }
+
+    #[test]
+    fn what_files_hold_is_not_dumped() {
+        let status = "VmRSS:\t 70 kB\nRssAnon:\t 20 kB\nRssFile:\t 40 kB\nRssShmem:\t 10 kB\n";
+        assert_eq!(own_memory(status), 30 << 10);
+        assert!(memory(&[std::process::id()]) > 0);
+        assert_eq!(memory(&[u32::MAX]), 0);
     }
 
     #[test]

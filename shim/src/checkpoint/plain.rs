@@ -64,7 +64,8 @@ pub async fn run(
     let _killed = stop.follow(container.killed().clone(), StopReason::Killed);
     let phases = &mut Phases::default();
     let dumped = async {
-        let still = Still::begin(container, &freezer, false, settings, stop, phases).await?;
+        let still =
+            Still::begin(container, &freezer, false, settings, stop, phases, &|_| ()).await?;
         let dumping = async {
             preflight(&task.path, init, still.gpu_memory())?;
             dump(container, &plan, images, stop).await

@@ -38,7 +38,8 @@ pub struct Still {
 
 impl Still {
     /// Makes a container stand still. One without GPU state is frozen only if `freeze` says so:
-    /// CRIU can do that itself.
+    /// CRIU can do that itself. `ahead` is told how many bytes of device memory will be memory of
+    /// the processes.
     pub async fn begin(
         container: &Arc<Container>,
         freezer: &Freezer,
@@ -46,6 +47,7 @@ impl Still {
         settings: &Settings,
         stop: &Stop,
         phases: &mut Phases,
+        ahead: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, CheckpointError> {
         let mut still = Self {
             container: Arc::clone(container),
@@ -55,7 +57,7 @@ impl Still {
             gpu: None,
         };
         if still.sees_gpu().await? {
-            still.suspend(settings, stop, phases).await?;
+            still.suspend(settings, stop, phases, ahead).await?;
         }
         if let Some(reason) = stop.reason() {
             let id = container.id.clone();
@@ -94,6 +96,7 @@ impl Still {
         settings: &Settings,
         stop: &Stop,
         phases: &mut Phases,
+        ahead: &(dyn Fn(u64) + Sync),
     ) -> Result<(), CheckpointError> {
         if self.was_paused {
             // Frozen processes don't answer the driver.
@@ -101,7 +104,8 @@ impl Still {
                 .thaw()
                 .map_err(|source| self.not_thawed(source))?;
         }
-        match gpu::suspend(&self.container, &self.freezer, &settings.gpu, stop).await {
+        let container = &self.container;
+        match gpu::suspend(container, &self.freezer, &settings.gpu, stop, ahead).await {
             Ok(suspended) => {
                 for (name, took) in suspended.iter().flat_map(|s| &s.steps) {
                     phases.add(name, *took);

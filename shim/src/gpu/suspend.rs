@@ -42,12 +42,15 @@ pub struct Suspended {
 /// Moves all GPU state of a container into host memory. `None` when it has none. On every failure
 /// the processes run as before, or the error says which does not.
 ///
+/// `ahead` is told early how many bytes will come.
+///
 /// The processes must not be frozen. `freezer` is what thaws them should this shim die.
 pub async fn suspend(
     container: &Arc<Container>,
     freezer: &Freezer,
     settings: &GpuSettings,
     stop: &Stop,
+    ahead: &(dyn Fn(u64) + Sync),
 ) -> Result<Option<Suspended>, GpuError> {
     let helper = start(container, settings)?;
     let facts = helper.facts().await?;
@@ -60,7 +63,7 @@ pub async fn suspend(
         steps: Vec::new(),
     };
     let taken = tokio::select! {
-        taken = suspended.take(facts, freezer, stop) => taken,
+        taken = suspended.take(facts, freezer, stop, ahead) => taken,
         // A step that is under way ends before its processes tell their state, so what follows,
         // which is the caller's, waits for it.
         _ = stop.stopped() => Ok(()),
@@ -86,7 +89,13 @@ pub async fn suspend(
 }
 
 impl Suspended {
-    async fn take(&mut self, facts: Facts, freezer: &Freezer, stop: &Stop) -> Result<(), GpuError> {
+    async fn take(
+        &mut self,
+        facts: Facts,
+        freezer: &Freezer,
+        stop: &Stop,
+        ahead: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), GpuError> {
         let mut pids = self.find().await?;
         if pids.is_empty() {
             return Ok(());
@@ -103,6 +112,7 @@ impl Suspended {
             let may_raise = self.settings.raise_memory_limit;
             preflight::make_room(&self.helper, &cgroup, memory, may_raise).await?;
         }
+        ahead(memory);
         let huge = huge::hold(&self.helper, self.settings.thp, memory).await;
         self.facts = describe(&facts, &pids, huge);
 

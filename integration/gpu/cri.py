@@ -78,6 +78,10 @@ class Cri:
     def checkpoint(self, container, location):
         self.call("CheckpointContainer", message((1, container), (2, location)))
 
+    def remove_container(self, container):
+        self.call("StopContainer", message((1, container)))
+        self.call("RemoveContainer", message((1, container)))
+
     def remove_pod(self, pod):
         self.call("StopPodSandbox", message((1, pod[0])))
         self.call("RemovePodSandbox", message((1, pod[0])))

@@ -231,9 +231,11 @@ def case_sizes(sizes=(64, 4096, 16384)):
         note("restore", mib=mib, created_s=round(created, 2), next_step_s=round(took, 2), first=restored.first(),
              states=restored.states(), verified=verified[-60:])
         spec = json.load(open(f"{STATE}/state/io.containerd.runtime.v2.task/k8s.io/{restored.id}/config.json"))
-        restored.remove()
+        # Its pod stays, whose namespaces the specification names.
+        CRI.remove_container(restored.id)
         if mib == 4096:
             bare(path, spec)
+        restored.remove()
         os.remove(path)
 
 
@@ -258,9 +260,11 @@ def bare(path, own):
             begun = time.time()
             done = subprocess.run(["runc", "restore", "--detach", "--no-subreaper", "--file-locks", "--ext-unix-sk", "--image-path", images,
                                    "--work-path", bundle + "/work", "--bundle", bundle, "--pid-file", bundle + "/pid", name],
-                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(bundle + "/errors", "w"))
             if done.returncode:
-                raise RuntimeError("bare runc restore: " + open(bundle + "/work/restore.log").read()[-1500:])
+                log = bundle + "/work/restore.log"
+                log = open(log).read()[-1500:] if os.path.exists(log) else ""
+                raise RuntimeError("bare runc restore: " + open(bundle + "/errors").read()[-1500:] + log)
             processes = time.time() - begun
             pid = open(bundle + "/pid").read().strip()
             run("kybernate-cuda", "--action", "restore", "--pid", pid)
@@ -291,7 +295,7 @@ def rounds(case, argv, count=3):
         container.counts_beyond(first + 3)
         history.append({"at": at, "first": first, "checkpoint_s": round(took, 2), "restore_s": round(back, 2)})
     facts = manifest(path)
-    note(case, rounds=history, states=container.states(), processes=len(facts["gpu"]["processes"]),
+    note(case, rounds=history, gpus=len(facts["gpu"]["devices"]), states=container.states(), processes=len(facts["gpu"]["processes"]),
          archive_mib=os.path.getsize(path) >> 20, pause_ms=facts["pause_ms"])
     container.remove()
     return lines
@@ -429,6 +433,7 @@ def case_other_gpu():
     again, _ = container.checkpoint(path)
     note("checkpoint there", total_s=round(again, 2), on=manifest(path)["gpu"]["devices"][0]["uuid"])
     container.remove()
+    rounds("two GPUs in one container", ["memory", 1024, 2, 2], 1)
 
 
 def table():

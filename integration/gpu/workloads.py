@@ -12,13 +12,15 @@ import time
 import zlib
 
 
-def memory(mib, processes=1):
+def memory(mib, processes=1, gpus=1):
     """CUDA driver API: MiB of device memory, half random and half of one pattern, and a counter.
 
-    Every step adds one to the counter on the GPU and checks one window of the memory.
+    Of several processes, which take the GPUs in turn, the first one prints. Every step adds one to the counter on the GPU and checks one window of the memory.
     """
-    for _ in range(processes - 1):
+    number = 0
+    for other in range(1, processes):
         if os.fork() == 0:
+            number = other
             sys.stdout = open(os.devnull, "w")
             break
     cuda = ctypes.CDLL("libcuda.so.1")
@@ -31,7 +33,7 @@ def memory(mib, processes=1):
     device, context, address = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
     size, window = mib << 20, 16 << 20
     check(cuda.cuInit(0), "cuInit")
-    check(cuda.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    check(cuda.cuDeviceGet(ctypes.byref(device), number % gpus), "cuDeviceGet")
     check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "context")
     check(cuda.cuCtxSetCurrent(context), "cuCtxSetCurrent")
     check(cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size + 8)), "cuMemAlloc")

@@ -250,6 +250,26 @@ impl Exec {
             .with_context(|| format!("output so far: {:?}", self.stdout()))
     }
 
+    /// Waits up to 20 s for its end; `None` if its task was deleted before its status was told.
+    pub async fn status_or_gone(self) -> Result<Option<u32>> {
+        let mut tasks = self.lab.tasks();
+        let request = WaitRequest {
+            container_id: self.container.clone(),
+            exec_id: self.id.clone(),
+        };
+        let _ = std::fs::remove_dir_all(&self.directory);
+        within("wait for exec", Duration::from_secs(20), async {
+            match tasks.wait(request).await {
+                Ok(response) => Ok(Some(response.into_inner().exit_status)),
+                Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+                // The stock shim leaves while it is asked.
+                Err(status) if status.message().contains("ttrpc: closed") => Ok(None),
+                Err(status) => Err(status).context("Tasks.Wait"),
+            }
+        })
+        .await
+    }
+
     /// Waits up to 20 s for its end and deletes it; returns its exit status.
     pub async fn finish(self) -> Result<u32> {
         let mut tasks = self.lab.tasks();

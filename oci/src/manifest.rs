@@ -195,7 +195,8 @@ pub struct Entry {
     pub size: u64,
     /// Where its tar header starts in the uncompressed archive, in bytes.
     pub offset: u64,
-    /// Lower-case hex sha256 of the content; empty for a directory.
+    /// Lower-case hex sha256; empty for a directory. Of the content, if that lies in one frame of
+    /// the archive, else of the sha256 (32 bytes each) of its pieces, as frames cut it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sha256: String,
 }

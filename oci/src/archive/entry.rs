@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::BLOCK;
 use super::decode::Decoder;
+use super::digest::Digest;
 use super::error::{EntryFault, ReadError};
 use super::layout;
 use super::reader::Archive;
@@ -22,7 +23,9 @@ pub struct EntryReader<'a> {
     frame: Option<usize>,
     /// Bytes of content read.
     position: u64,
-    digest: Option<Sha256>,
+    /// Of the piece that is being read.
+    piece: Sha256,
+    digest: Option<Digest>,
 }
 
 impl<'a> EntryReader<'a> {
@@ -42,7 +45,8 @@ impl<'a> EntryReader<'a> {
             content: Vec::new(),
             frame: None,
             position: 0,
-            digest: Some(Sha256::new()),
+            piece: Sha256::new(),
+            digest: Some(Digest::default()),
         };
         let mut checked = 0;
         while checked < BLOCK {
@@ -112,12 +116,12 @@ impl<'a> EntryReader<'a> {
     fn next(&mut self) -> Result<Option<&[u8]>, ReadError> {
         let left = self.entry.size - self.position;
         if left == 0 {
-            if let Some(digest) = self.digest.take() {
-                let found = super::hex(&digest.finalize());
+            if let Some(mut digest) = self.digest.take() {
+                let found = digest.finish();
                 if found != self.entry.sha256 {
                     let expected = self.entry.sha256.clone();
                     // A second call must not look like an end either.
-                    self.digest = Some(Sha256::new());
+                    self.digest = Some(Digest::default());
                     return Err(self.refuse(EntryFault::Digest { expected, found }));
                 }
             }
@@ -136,10 +140,14 @@ impl<'a> EntryReader<'a> {
             .frame
             .map_or(0, |number| self.archive.frames[number].start);
         let from = (at - start) as usize;
-        if let Some(digest) = &mut self.digest {
-            digest.update(&self.content[from..from + size]);
-        }
+        let end = from + size;
+        self.piece.update(&self.content[from..end]);
         self.position += size as u64;
+        if (end == self.content.len() || self.position == self.entry.size)
+            && let Some(digest) = &mut self.digest
+        {
+            digest.push(self.piece.finalize_reset().into());
+        }
     }
 }
 

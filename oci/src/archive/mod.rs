@@ -17,11 +17,12 @@
 //!
 //! Every frame declares its content size and carries zstd's content checksum. The seek table is
 //! that of zstd's `contrib/seekable_format` (v0.1.0) with checksums. The manifest lists all other
-//! entries with their sha256 and holds a digest over the stored bytes of all frames before its
+//! entries with their digests (see `digest`) and holds a digest over the stored bytes of all frames before its
 //! own: no bit can change unnoticed, not even one that decodes to the same content.
 
 mod control;
 mod decode;
+mod digest;
 mod encode;
 mod entry;
 mod error;

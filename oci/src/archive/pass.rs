@@ -1,7 +1,7 @@
 //! One pass over all frames: decoded on several threads, checked in order.
 //!
-//! A thread takes a buffer, then the next frame, decodes it, writes what is to be extracted, and
-//! queues it. The caller's thread takes frames off the queue in order and compares headers,
+//! A thread takes a buffer, then the next frame, decodes and hashes it, writes what is to be
+//! extracted, and queues it. The caller's thread takes frames off the queue in order and compares headers,
 //! digests and padding with the manifest. As many frames are in memory as there are buffers.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use memmap2::MmapMut;
 use sha2::{Digest as _, Sha256};
 
 use super::decode::Decoder;
+use super::digest::{self, Digest, Leaf};
 use super::error::{EntryFault, ReadError};
 use super::extract::Targets;
 use super::frame;
@@ -45,6 +46,8 @@ struct Decoded {
     buffer: MmapMut,
     size: usize,
     digest: u64,
+    /// Of the pieces of content in it, in order.
+    leaves: Vec<Leaf>,
 }
 
 impl<'a> Pass<'a> {
@@ -158,10 +161,13 @@ impl<'a> Pass<'a> {
                 let entry = &entries[layout::entry_at(entries, frame.start)];
                 broken.at(frame, number, &entry.name)
             })?;
-        if let Some(targets) = self.targets {
-            for segment in layout::segments(entries, frame.start, size) {
-                if let Part::Content(from) = segment.part {
-                    targets.write(segment.entry, from, &content[segment.range])?;
+        let mut leaves = Vec::new();
+        for segment in layout::segments(entries, frame.start, size) {
+            if let Part::Content(from) = segment.part {
+                let piece = &content[segment.range];
+                leaves.push(digest::leaf(piece));
+                if let Some(targets) = self.targets {
+                    targets.write(segment.entry, from, piece)?;
                 }
             }
         }
@@ -169,6 +175,7 @@ impl<'a> Pass<'a> {
             buffer,
             size,
             digest,
+            leaves,
         })
     }
 
@@ -195,11 +202,12 @@ impl<'a> Pass<'a> {
 
     fn check(&self, progress: &mut dyn FnMut(u64)) -> Result<(), ReadError> {
         let entries = &self.archive.manifest.entries;
-        let mut content_digest = Sha256::new();
+        let mut content_digest = Digest::default();
         let mut frames_digest = Sha256::new();
         for (number, frame) in self.archive.frames.iter().enumerate() {
             let decoded = self.decoded(number)?;
             frames_digest.update(decoded.digest.to_le_bytes());
+            let mut leaves = decoded.leaves.into_iter();
             for segment in layout::segments(entries, frame.start, decoded.size) {
                 let entry = &entries[segment.entry];
                 let bytes = &decoded.buffer[segment.range];
@@ -209,9 +217,12 @@ impl<'a> Pass<'a> {
                     }
                     Part::Padding if !frame::is_zero(bytes) => Some(EntryFault::Padding),
                     Part::Content(from) => {
-                        content_digest.update(bytes);
+                        leaves
+                            .next()
+                            .into_iter()
+                            .for_each(|leaf| content_digest.push(leaf));
                         let ends = from + bytes.len() as u64 == entry.size;
-                        let found = ends.then(|| super::hex(&content_digest.finalize_reset()));
+                        let found = ends.then(|| content_digest.finish());
                         found.filter(|found| *found != entry.sha256).map(|found| {
                             EntryFault::Digest {
                                 expected: entry.sha256.clone(),

@@ -1,9 +1,8 @@
 //! What the writer's threads share.
 //!
 //! ```text
-//!              ┌─> jobs ──> compressing threads ──> ready ──> writing thread   (by number)
-//! producer ──> frame
-//!              └─> hashing ──> hashing thread                                  (in order)
+//! producer ──> jobs ──> compressing threads ──> ready ──> writing thread
+//!                       (hash the content, too)   (in order)
 //! ```
 //! A frame's buffer goes back to the pool when its last holder lets go of it. A compressing
 //! thread takes its output buffer before its job: so the frame that the writing thread waits
@@ -17,12 +16,13 @@ use std::thread;
 
 use memmap2::MmapMut;
 
+use super::digest::{self, Leaf};
 use super::error::WriteError;
 use super::frame::Piece;
 use super::pool::{self, Pool};
 use super::priority::Crew;
 
-/// What the hashing thread does with a frame, in order.
+/// What is to be hashed of a frame, in order.
 #[derive(Debug)]
 pub(super) enum Mark {
     /// This part of the frame is content of the current entry.
@@ -37,7 +37,7 @@ pub(super) struct Frame {
     buffer: Option<MmapMut>,
     size: usize,
     pub(super) number: u64,
-    pub(super) marks: Vec<Mark>,
+    marks: Vec<Mark>,
     pipeline: Arc<Pipeline>,
 }
 
@@ -48,6 +48,16 @@ impl Frame {
             .as_deref()
             .map_or(&[], |buffer| &buffer[..self.size])
     }
+
+    /// Hashes what is marked.
+    pub(super) fn hash(&self) -> Vec<Step> {
+        let content = self.content();
+        let step = |mark: &Mark| match mark {
+            Mark::Content(range) => Step::Piece(digest::leaf(&content[range.clone()])),
+            Mark::End => Step::End,
+        };
+        self.marks.iter().map(step).collect()
+    }
 }
 
 impl Drop for Frame {
@@ -57,6 +67,15 @@ impl Drop for Frame {
             self.pipeline.room.notify_one();
         }
     }
+}
+
+/// A step of the digests of entries.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The next piece of the current entry.
+    Piece(Leaf),
+    /// The current entry ends.
+    End,
 }
 
 /// A frame as the file will hold it.
@@ -83,8 +102,7 @@ struct State {
     frames: Pool,
     outputs: Pool,
     jobs: VecDeque<Arc<Frame>>,
-    hashing: VecDeque<Arc<Frame>>,
-    ready: BTreeMap<u64, Output>,
+    ready: BTreeMap<u64, (Output, Vec<Step>)>,
     /// Numbers given out, once there will be no more.
     end: Option<u64>,
     failure: Option<WriteError>,
@@ -96,7 +114,6 @@ pub(super) struct Pipeline {
     state: Mutex<State>,
     room: Condvar,
     work: Condvar,
-    hash: Condvar,
     done: Condvar,
     pub(super) crew: Crew,
     frame_size: usize,
@@ -115,14 +132,12 @@ impl Pipeline {
                 frames: Pool::new(frame_size, frames),
                 outputs: Pool::new(frame_size, outputs),
                 jobs: VecDeque::new(),
-                hashing: VecDeque::new(),
                 ready: BTreeMap::new(),
                 end: None,
                 failure: None,
             }),
             room: Condvar::new(),
             work: Condvar::new(),
-            hash: Condvar::new(),
             done: Condvar::new(),
             crew: Crew::default(),
             frame_size,
@@ -137,7 +152,7 @@ impl Pipeline {
     }
 
     fn wake_all(&self) {
-        for condition in [&self.room, &self.work, &self.hash, &self.done] {
+        for condition in [&self.room, &self.work, &self.done] {
             condition.notify_all();
         }
     }
@@ -164,7 +179,6 @@ impl Pipeline {
         let mut state = self.lock();
         let dropped = (
             std::mem::take(&mut state.jobs),
-            std::mem::take(&mut state.hashing),
             std::mem::take(&mut state.ready),
         );
         drop(state);
@@ -217,7 +231,7 @@ impl Pipeline {
         });
     }
 
-    /// Hands a frame on; one of size 0 only carries marks and takes no number.
+    /// Hands a frame on.
     pub(super) fn submit(
         self: &Arc<Self>,
         number: u64,
@@ -232,22 +246,13 @@ impl Pipeline {
             marks,
             pipeline: Arc::clone(self),
         });
-        let mut state = self.lock();
-        if size > 0 {
-            state.jobs.push_back(Arc::clone(&frame));
-            self.work.notify_all();
-        }
-        if !frame.marks.is_empty() {
-            state.hashing.push_back(Arc::clone(&frame));
-            self.hash.notify_one();
-        }
-        // Should nobody have wanted the frame, its buffer goes back under this lock.
-        drop(state);
+        self.lock().jobs.push_back(frame);
+        self.work.notify_all();
     }
 
     /// Hands a finished frame to the writing thread.
-    pub(super) fn deliver(&self, number: u64, output: Output) {
-        self.lock().ready.insert(number, output);
+    pub(super) fn deliver(&self, number: u64, output: Output, steps: Vec<Step>) {
+        self.lock().ready.insert(number, (output, steps));
         self.done.notify_one();
     }
 
@@ -289,28 +294,8 @@ impl Pipeline {
         self.work.notify_all();
     }
 
-    /// The next frame to hash; `None` at the end.
-    pub(super) fn hashing(&self) -> Option<Arc<Frame>> {
-        let mut state = self.lock();
-        loop {
-            if state.failure.is_some() {
-                return None;
-            }
-            if let Some(frame) = state.hashing.pop_front() {
-                return Some(frame);
-            }
-            if state.end.is_some() {
-                return None;
-            }
-            state = self
-                .hash
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
     /// Frame `number` for the file; `None` after the last one.
-    pub(super) fn output(&self, number: u64) -> Option<Output> {
+    pub(super) fn output(&self, number: u64) -> Option<(Output, Vec<Step>)> {
         let mut state = self.lock();
         loop {
             if state.failure.is_some() || state.end == Some(number) {

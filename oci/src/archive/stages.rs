@@ -1,23 +1,37 @@
-//! The writer's threads: compressing, hashing, writing.
+//! The writer's threads: those that hash and compress, and the one that writes.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use sha2::{Digest as _, Sha256};
-
+use super::digest::Digest;
 use super::encode::{Encoded, Encoder};
 use super::error::WriteError;
 use super::frame;
 use super::level::Level;
-use super::pipeline::{Alarm, Mark, Output, Pipeline};
+use super::pipeline::{Alarm, Output, Pipeline, Step};
 use super::sink::Sink;
 
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Stages {
     compressing: Vec<JoinHandle<()>>,
-    hashing: JoinHandle<Vec<String>>,
-    writing: JoinHandle<Option<Sink>>,
+    writing: JoinHandle<Option<Written>>,
+}
+
+/// What the writing thread leaves.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) sink: Sink,
+    /// Of all files that have ended, in order.
+    pub(super) digests: Vec<String>,
+    current: Digest,
+}
+
+impl Written {
+    /// Ends the current file.
+    pub(super) fn end(&mut self) {
+        self.digests.push(self.current.finish());
+    }
 }
 
 impl Stages {
@@ -38,25 +52,23 @@ impl Stages {
             }
             Ok(Self {
                 compressing,
-                hashing: spawn("hashing", pipeline, hash)?,
                 writing: spawn("writing", pipeline, |pipeline| write(pipeline, sink))?,
             })
         };
         start().inspect_err(|error: &WriteError| pipeline.fail(error.clone()))
     }
 
-    /// Waits for their end: the digests of all files in order, and the file.
-    pub(super) fn join(self) -> Result<(Vec<String>, Option<Sink>), WriteError> {
+    /// Waits for their end.
+    pub(super) fn join(self) -> Result<Option<Written>, WriteError> {
         let mut result = Ok(());
         for thread in self.compressing {
             if thread.join().is_err() {
                 result = Err(panicked("compressing"));
             }
         }
-        let digests = self.hashing.join().map_err(|_| panicked("hashing"));
-        let sink = self.writing.join().map_err(|_| panicked("writing"));
+        let written = self.writing.join().map_err(|_| panicked("writing"));
         result?;
-        Ok((digests?, sink?))
+        written
     }
 }
 
@@ -111,33 +123,30 @@ fn compress(pipeline: &Pipeline, mut encoder: Encoder) {
             Err(error) => return pipeline.fail(error),
         };
         if let Some(result) = result {
-            pipeline.deliver(number, result);
+            pipeline.deliver(number, result, frame.hash());
         }
     }
 }
 
-fn hash(pipeline: &Pipeline) -> Vec<String> {
-    let mut digests = Vec::new();
-    let mut digest = Sha256::new();
-    while let Some(frame) = pipeline.hashing() {
-        for mark in &frame.marks {
-            match mark {
-                Mark::Content(range) => digest.update(&frame.content()[range.clone()]),
-                Mark::End => digests.push(super::hex(&digest.finalize_reset())),
-            }
-        }
-    }
-    digests
-}
-
-fn write(pipeline: &Pipeline, mut sink: Sink) -> Option<Sink> {
+fn write(pipeline: &Pipeline, sink: Sink) -> Option<Written> {
+    let mut written = Written {
+        sink,
+        digests: Vec::new(),
+        current: Digest::default(),
+    };
     let mut number = 0;
-    while let Some(output) = pipeline.output(number) {
-        if let Err(error) = sink.frame(output) {
+    while let Some((output, steps)) = pipeline.output(number) {
+        if let Err(error) = written.sink.frame(output) {
             pipeline.fail(error);
             return None;
         }
+        for step in steps {
+            match step {
+                Step::Piece(leaf) => written.current.push(leaf),
+                Step::End => written.end(),
+            }
+        }
         number += 1;
     }
-    Some(sink)
+    Some(written)
 }

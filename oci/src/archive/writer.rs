@@ -13,7 +13,7 @@ use super::error::{NameFault, WriteError};
 use super::options::WriteOptions;
 use super::pipeline::{Mark, Output, Pipeline};
 use super::sink::Sink;
-use super::stages::Stages;
+use super::stages::{Stages, Written};
 use super::stream::EntryStream;
 use super::{BLOCK, FIRST, MANIFEST_MAX, frame, header, name, padding, seek};
 use crate::manifest::{Entry, FILE, FORMAT, Manifest};
@@ -166,6 +166,7 @@ impl Writer {
                 bytes: frame::stored(&header::encode(name, 0)),
                 content: BLOCK,
             },
+            Vec::new(),
         );
         self.unfinished = Some(name.to_owned());
         Ok(EntryStream::new(self, Some(number)))
@@ -186,10 +187,16 @@ impl Writer {
         };
         let joined = stages.join();
         self.pipeline.check()?;
-        let (digests, sink) = joined?;
-        let Some(mut sink) = sink else {
+        let Some(mut written) = joined? else {
             return Err(WriteError::Panic { thread: "writing" });
         };
+        // An entry that ended with its last frame.
+        for _ in self.fill.take().into_iter().flat_map(|fill| fill.marks) {
+            written.end();
+        }
+        let Written {
+            mut sink, digests, ..
+        } = written;
         sink.settle()?;
         for (number, bytes) in &self.patches {
             sink.replace(*number as usize, bytes)?;
@@ -361,11 +368,12 @@ impl Writer {
         self.pipeline.check()
     }
 
+    /// Hands the current frame on. An empty one stays, with the ends of entries that it marks.
     fn submit(&mut self) {
-        if let Some(fill) = self.fill.take() {
+        if let Some(fill) = self.fill.take_if(|fill| fill.size > 0) {
             self.pipeline
                 .submit(self.number, fill.buffer, fill.size, fill.marks);
-            self.number += u64::from(fill.size > 0);
+            self.number += 1;
         }
     }
 }

@@ -6,6 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+/// The subdirectory that may be a file system of its own.
+const IMAGES: &str = "images";
+/// Room in it for what is not counted.
+const SLACK: u64 = 16 << 20;
+
 /// A private directory, removed with everything in it when dropped.
 #[derive(Debug)]
 pub struct WorkDir(PathBuf);
@@ -15,7 +25,7 @@ impl WorkDir {
     /// goes away: a container has one operation at a time.
     pub fn create(parent: &Path, namespace: &str, id: &str) -> io::Result<Self> {
         let path = parent.join(format!("{namespace}-{id}"));
-        match fs::remove_dir_all(&path) {
+        match remove(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
@@ -32,6 +42,26 @@ impl WorkDir {
         Ok(path)
     }
 
+    /// Makes the directory `images` in it, as a tmpfs of huge pages for `bytes` of files where the
+    /// kernel allows: filling and reading that takes a third of the time.
+    pub fn images_in_memory(&self, bytes: u64) -> io::Result<PathBuf> {
+        let path = self.subdir(IMAGES)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let options = format!("mode=0700,size={},huge=within_size", bytes + SLACK);
+        let mounted = mount(
+            Some("kybernate"),
+            &path,
+            Some("tmpfs"),
+            flags,
+            Some(options.as_str()),
+        );
+        if let Err(error) = mounted {
+            // Only slower: the directory itself is in memory, too.
+            tracing::debug!(path = %path.display(), %error, "no tmpfs of huge pages");
+        }
+        Ok(path)
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -39,9 +69,19 @@ impl WorkDir {
     }
 }
 
+/// Removes a work directory, also one that another process has left.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match umount2(&path.join(IMAGES), MntFlags::MNT_DETACH) {
+        // Nothing is mounted there, or nothing is there.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    fs::remove_dir_all(path)
+}
+
 impl Drop for WorkDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
+        if let Err(error) = remove(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "cannot remove a work directory");
         }
     }
@@ -50,6 +90,30 @@ impl Drop for WorkDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_in_memory_go_with_their_directory() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED images_in_memory_go_with_their_directory: only root may mount");
+            return;
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let dir = WorkDir::create(parent.path(), "ns", "a").unwrap();
+        let images = dir.images_in_memory(1 << 20).unwrap();
+        fs::write(images.join("pages-1.img"), [7; 4096]).unwrap();
+        let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+        let is_mounted = || mounts().contains(images.to_str().unwrap());
+        assert!(is_mounted());
+        // As if the process that made it was gone.
+        std::mem::forget(dir);
+        let next = WorkDir::create(parent.path(), "ns", "a").unwrap();
+        assert!(!is_mounted());
+        next.images_in_memory(1 << 20).unwrap();
+        assert!(is_mounted());
+        drop(next);
+        assert!(!is_mounted());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn leftovers_go_and_nothing_stays() {

@@ -258,7 +258,11 @@ impl Prepared {
         let parent = stage::place(&settings.restore, bytes)?;
         let make = || {
             let staging = WorkDir::create(&parent, &facts.namespace, &facts.id)?;
-            let images = staging.subdir("images")?;
+            let images = if parent == settings.restore.memory_dir {
+                staging.images_in_memory(bytes)?
+            } else {
+                staging.subdir("images")?
+            };
             let work = staging.subdir("work")?;
             let files = staging.subdir("files")?;
             Ok((

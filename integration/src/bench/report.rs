@@ -291,7 +291,8 @@ const HEAD: &str = "\
 # Benchmarks
 
 Written by `make bench`: medians of one run, in which stock containerd and Kybernate take turns
-on the same machine.
+on the same machine. GPUs have [their own page](benchmarks-gpu.md), and so has
+[the hook](benchmarks-hooks.md).
 
 - Stock is containerd's CRI `CheckpointContainer` with its own shim. Kybernate is `kybernate
   checkpoint`, from the start of the command to its end.

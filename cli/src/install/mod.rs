@@ -50,8 +50,11 @@ use locate::{Loaded, Located, Place};
 use plan::{Originals, Plan, Wish};
 use receipt::{Kind, Receipt, STATE_DIR};
 
-pub use host::Reach;
+pub use host::{ENTER, Reach, enter};
 pub use status::status;
+
+/// Where packages put programs.
+const PACKAGED: &str = "/usr/bin";
 
 /// What an installation is told.
 #[derive(Debug, Clone)]
@@ -118,7 +121,14 @@ fn survey(request: &Request, receipt: Option<&Receipt>) -> anyhow::Result<Site> 
             (found.profile.clone(), found.evidence)
         }
     };
+    let packaged = packaged(request);
+    let mut overrides = request.node.clone();
+    let is_set = |layer: &NodeSettings| layer.bin_dir.is_some();
+    if ![&settings, &env, &overrides].into_iter().any(is_set) {
+        overrides.bin_dir.clone_from(&packaged.bin_dir);
+    }
     let layers = [
+        (Source::Flag("--from".into()), packaged),
         (Source::File("config.toml".into()), settings),
         (Source::Environment("KYBERNATE_NODE_…".into()), env),
         (Source::Flag("--node".into()), request.node.clone()),
@@ -131,9 +141,19 @@ fn survey(request: &Request, receipt: Option<&Receipt>) -> anyhow::Result<Site> 
         },
         profile,
         node,
-        overrides: request.node.clone(),
+        overrides,
         evidence,
     })
+}
+
+/// Programs that the system's package manager has put in place are used where they are: beside
+/// copies of them an upgrade of the package would seem to change nothing.
+fn packaged(request: &Request) -> NodeSettings {
+    let here = request.root.is_own() && request.from == Path::new(PACKAGED);
+    NodeSettings {
+        bin_dir: here.then(|| PACKAGED.to_owned()),
+        ..NodeSettings::default()
+    }
 }
 
 /// The `[node]` section of the node's settings file.
@@ -416,7 +436,7 @@ fn prepare(
         wanted.push(wishes::plugin(&request.from, merged)?);
     }
     if hooks {
-        wanted.push(hooks::unit(node));
+        wanted.extend(hooks::units(node));
     }
     wanted.extend(configured.wishes);
     if hooks {
@@ -541,9 +561,7 @@ fn activate(
             .flatten()
             .map_err(|why| format!("containerd did not come back as it should: {why}"))?;
     }
-    let unit_exists = host
-        .root
-        .exists(Path::new("/etc/systemd/system").join(hooks::UNIT));
+    let unit_exists = host.root.exists(Path::new(hooks::UNITS).join(hooks::UNIT));
     let services = kinds
         .iter()
         .any(|kind| matches!(kind, Kind::Unit | Kind::Kubelet));
@@ -561,9 +579,11 @@ fn activate(
     if services && !unit_exists {
         // kubelet has left it; what `enable` has made goes along.
         run(&format!(
-            "systemctl stop {unit}; rm -f /etc/systemd/system/multi-user.target.wants/{unit}; \
-             systemctl daemon-reload",
-            unit = hooks::UNIT
+            "systemctl stop {socket} {unit}; rm -f {units}/multi-user.target.wants/{unit} \
+             {units}/sockets.target.wants/{socket}; systemctl daemon-reload",
+            unit = hooks::UNIT,
+            socket = hooks::SOCKET_UNIT,
+            units = hooks::UNITS,
         ))?;
     }
     Ok(())

@@ -157,11 +157,11 @@ pub fn settings(node: &Node, overrides: &NodeSettings) -> Wish {
     lines.push("\n[containerd]".to_owned());
     let path = |path: &Path| edit::string(&path.display().to_string());
     lines.push(format!("socket = {}", path(&node.containerd_socket)));
-    lines.push("\n[nri]".to_owned());
+    let checkpoints = path(&node.kubelet_root.join("checkpoints"));
     lines.push(format!(
-        "restore_dirs = [{}, \"/var/lib/kybernate\"]\n",
-        path(&node.kubelet_root.join("checkpoints"))
+        "\n[nri]\nrestore_dirs = [{checkpoints}, \"/var/lib/kybernate\"]"
     ));
+    lines.push(format!("\n[retention]\ndir = {checkpoints}\n"));
     Wish {
         path: Path::new(settings::DEFAULT_PATH).with_file_name(NODE_FILE),
         kind: Kind::Settings,

@@ -24,6 +24,8 @@ use tokio::runtime::Runtime;
 pub const PACKAGE: &str = "/opt/package";
 const SNAP: &str = "/var/snap/microk8s";
 const PID: &str = "/run/lab-containerd.pid";
+/// There once kubelet was restarted.
+pub const KUBELET_RESTARTED: &str = "/run/kubelet-restarted";
 
 /// How a node is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,23 @@ impl Node {
         }
     }
 
+    /// Where kubelet wants archives.
+    pub fn checkpoints(&self) -> String {
+        match self.layout {
+            Layout::Kubeadm => "/var/lib/kubelet/checkpoints".into(),
+            Layout::Microk8s => format!("{SNAP}/common/var/lib/kubelet/checkpoints"),
+        }
+    }
+
+    /// What tells kubelet where the CRI is, once the hooks are installed.
+    pub fn kubelet(&self) -> Result<String> {
+        let path = match self.layout {
+            Layout::Kubeadm => "/etc/systemd/system/kubelet.service.d/90-kybernate.conf".into(),
+            Layout::Microk8s => format!("{SNAP}/current/args/kubelet"),
+        };
+        self.lab.exec(&["cat", &path])
+    }
+
     /// containerd's pid.
     pub fn containerd(&self) -> Result<u32> {
         let text = self.lab.exec(&["cat", PID])?;
@@ -160,7 +179,12 @@ impl Node {
     fn unpack(&self) -> Result<()> {
         let package = self.lab.path(PACKAGE);
         fs::create_dir_all(&package)?;
-        for name in ["kybernate", "containerd-shim-kybernate-v1", "kybernate-nri"] {
+        for name in [
+            "kybernate",
+            "containerd-shim-kybernate-v1",
+            "kybernate-nri",
+            "kybernate-cri-hooks",
+        ] {
             fs::copy(binaries().join(name), package.join(name))
                 .with_context(|| format!("{name} is not built: run `make build`"))?;
         }
@@ -186,8 +210,13 @@ impl Node {
         self.write("/var/lib/kubelet/kubeadm-flags.env", "", 0o644)?;
         let start = "exec containerd";
         self.write(
+            "/usr/lib/systemd/system/kubelet.service",
+            "[Service]\nExecStart=/usr/bin/kubelet $KUBELET_KUBEADM_ARGS\n",
+            0o644,
+        )?;
+        self.write(
             "/usr/local/bin/systemctl",
-            &double("restart containerd", "", start),
+            &double("restart containerd", "restart kubelet", "", start),
             0o755,
         )
     }
@@ -235,26 +264,46 @@ impl Node {
             "PATH={SNAP}/current/bin:$PATH exec /snap/microk8s/current/bin/containerd \
              --config {SNAP}/common/run/containerd.toml"
         );
-        let command = "restart microk8s.daemon-containerd";
         self.write(
-            "/usr/local/bin/snap",
-            &double(command, &render, &start),
-            0o755,
-        )
+            &format!("{SNAP}/7000/args/kubelet"),
+            "--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n",
+            0o660,
+        )?;
+        let double = double(
+            "restart microk8s.daemon-containerd",
+            "restart microk8s.daemon-kubelite",
+            &render,
+            &start,
+        );
+        // The hooks are a service of the system's.
+        self.write("/usr/local/bin/systemctl", &double, 0o755)?;
+        self.write("/usr/local/bin/snap", &double, 0o755)
     }
 }
 
-/// A program that stands for the one that restarts services. Files in /run tell it to misbehave.
-fn double(command: &str, prepare: &str, start: &str) -> String {
+/// A program that stands for the one that starts and restarts services. Files in /run tell it to
+/// misbehave. What it starts does not end with the cgroup of whoever has asked for it.
+fn double(containerd: &str, kubelet: &str, prepare: &str, start: &str) -> String {
     format!(
         r#"#!/bin/sh
-[ "$*" = "{command}" ] || exit 0
+start() {{ setsid /bin/bash /lab/instance.sh --enter sh -c "$1" >>"$2" 2>&1 </dev/null & }}
+case $* in
+"{containerd}") ;;
+"{kubelet}") exec touch {KUBELET_RESTARTED} ;;
+"enable --now kybernate-cri-hooks.service")
+	mkdir -p /run/kybernate
+	start "exec $(sed -n s/^ExecStart=//p /etc/systemd/system/kybernate-cri-hooks.service)" /var/log/hooks.log
+	exit 0
+	;;
+"stop kybernate-cri-hooks.socket kybernate-cri-hooks.service") exec pkill -x kybernate-cri-h ;;
+*) exit 0 ;;
+esac
 if [ -e /run/restart-fails ]; then rm /run/restart-fails; echo "Job failed." >&2; exit 1; fi
 if [ -e {PID} ] && pid=$(cat {PID}) && kill "$pid" 2>/dev/null; then
 	while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 fi
 {prepare}
-setsid sh -c 'echo $$ >{PID}; {start}' >>/var/log/containerd.log 2>&1 </dev/null &
+start 'echo $$ >{PID}; {start}' /var/log/containerd.log
 if [ -e /run/restart-kills ]; then rm /run/restart-kills; pkill -9 -x kybernate; fi
 exit 0
 "#

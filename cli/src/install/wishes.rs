@@ -121,9 +121,18 @@ pub fn programs(
     Ok(wishes)
 }
 
+/// Where containerd has to be told to look for NRI plugins: where the node can't have them at
+/// containerd's own place, and nobody has named another.
+pub fn plugin_dir<'a>(node: &'a Node, merged: &Config) -> Option<&'a Path> {
+    let directory = node.nri_plugin_dir.as_path();
+    let unset = Path::new(merged.nri_plugin_dir()) == Path::new(containerd::NRI_PLUGINS);
+    (unset && !directory.as_os_str().is_empty()).then_some(directory)
+}
+
 /// The NRI plugin, where containerd launches it.
-pub fn plugin(from: &Path, merged: &Config) -> Result<Wish, WishError> {
-    let path = Path::new(merged.nri_plugin_dir()).join(PLUGIN_FILE);
+pub fn plugin(from: &Path, node: &Node, merged: &Config) -> Result<Wish, WishError> {
+    let directory = plugin_dir(node, merged).unwrap_or(Path::new(merged.nri_plugin_dir()));
+    let path = directory.join(PLUGIN_FILE);
     program(&from.join(PLUGIN), path, Kind::Plugin)
 }
 
@@ -194,6 +203,8 @@ pub struct Setup<'a> {
     pub major: Option<u32>,
     /// Whether NRI has to be on.
     pub nri: bool,
+    /// Where it has to look for plugins, other than by default.
+    pub plugin_dir: Option<&'a Path>,
 }
 
 /// runc's path, where containerd would not find it by itself.
@@ -246,8 +257,11 @@ impl Setup<'_> {
         {
             added.push(containerd::stock_runtime(version));
         }
-        let switch = self.nri.then(|| self.nri_switch(&mut notes)).flatten();
-        if added.is_empty() && switch.is_none() {
+        let switch = match self.nri {
+            true => self.nri_values(&mut notes),
+            false => Vec::new(),
+        };
+        if added.is_empty() && switch.is_empty() {
             return Ok(Containerd {
                 wishes: Vec::new(),
                 texts: Vec::new(),
@@ -264,12 +278,13 @@ impl Setup<'_> {
                 source,
             })
         };
+        let nri = containerd::nri(version);
         let with_switch = || -> Vec<NewTable> {
-            let switch = switch.iter().map(|nri| NewTable {
+            let table = (!switch.is_empty()).then(|| NewTable {
                 path: nri.map(str::to_owned).to_vec(),
-                values: vec![("disable".into(), "false".into())],
+                values: switch.clone(),
             });
-            added.iter().cloned().chain(switch).collect()
+            added.iter().cloned().chain(table).collect()
         };
         match &located.place {
             Place::DropIn(path) => {
@@ -323,13 +338,12 @@ impl Setup<'_> {
                 };
                 let mut text = Text::parse(&base).map_err(edit_error(path))?;
                 let mut tables = added.clone();
-                if let Some(nri) = &switch {
-                    if text.has(nri).map_err(edit_error(path))? {
-                        text.set(nri, "disable", "false")
-                            .map_err(edit_error(path))?;
-                    } else {
-                        tables = with_switch();
+                if text.has(&nri).map_err(edit_error(path))? {
+                    for (key, value) in &switch {
+                        text.set(&nri, key, value).map_err(edit_error(path))?;
                     }
+                } else {
+                    tables = with_switch();
                 }
                 text.add(&tables).map_err(edit_error(path))?;
                 let (text, edits) = text.into_parts();
@@ -348,24 +362,30 @@ impl Setup<'_> {
         }
     }
 
-    /// The keys of NRI's table, where it has to be switched on.
-    fn nri_switch(&self, notes: &mut Vec<String>) -> Option<[&'static str; 2]> {
+    /// What NRI's table has to say: that it is on, and where the plugins are.
+    fn nri_values(&self, notes: &mut Vec<String>) -> Vec<(String, String)> {
         let version = self.located.version;
         let is_two = self.major.map_or(version >= 3, |major| major >= 2);
+        let mut values = Vec::new();
         match self.merged.nri_is_disabled() {
-            Some(false) => None,
             Some(true) if is_two => {
                 notes.push(
                     "NRI is switched off in containerd's configuration; Kybernate leaves it so, \
                      and pods can't name what they are restored from"
                         .into(),
                 );
-                None
+                return values;
             }
-            None if is_two => None,
+            Some(false) => {}
+            None if is_two => {}
             // Off by default before containerd 2.0.
-            Some(true) | None => Some(containerd::nri(version)),
+            Some(true) | None => values.push(("disable".into(), "false".into())),
         }
+        if let Some(directory) = self.plugin_dir {
+            let directory = edit::string(&directory.display().to_string());
+            values.push(("plugin_path".into(), directory));
+        }
+        values
     }
 }
 

@@ -21,33 +21,15 @@ use std::{
 use kybernate_config::profile::{Node, Root};
 
 use super::{
-    edit::Edit,
     file::{self, Content, Facts, missing_directories, remove_if_there},
     journal::{Journal, Phase, Step, boot_id, io_error},
-    receipt::{Installed, Kind, Receipt, STATE_DIR},
+    receipt::{Kind, Receipt, STATE_DIR},
 };
 
-pub use super::journal::ApplyError;
+pub use super::{journal::ApplyError, plan::Change};
 
 /// What temporary names end with.
 const STAGED: &str = ".kybernate-new";
-
-/// A file that is going to change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Where, in the node's root.
-    pub path: PathBuf,
-    /// What for.
-    pub kind: Kind,
-    /// What it is.
-    pub before: Option<Content>,
-    /// What it is to be.
-    pub after: Option<Content>,
-    /// What it was before any installation, and how it differs; for the receipt.
-    pub original: Option<Content>,
-    /// How it differs from the original; empty where all of it is ours.
-    pub edits: Vec<Edit>,
-}
 
 /// What happens next; tests end the process here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,19 +391,6 @@ impl Ledger {
 
     fn place(&self, path: &Path) -> Result<PathBuf, ApplyError> {
         self.root.target(path).map_err(io_error("find", path))
-    }
-}
-
-impl Change {
-    /// What a receipt says about the file once it is changed.
-    pub fn installed(&self) -> Option<Installed> {
-        Some(Installed {
-            path: self.path.clone(),
-            kind: self.kind,
-            before: self.original.as_ref().map(|content| content.facts.clone()),
-            after: self.after.as_ref()?.facts.clone(),
-            edits: self.edits.clone(),
-        })
     }
 }
 

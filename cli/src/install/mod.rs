@@ -23,6 +23,7 @@ mod journal;
 mod locate;
 mod plan;
 mod prepare;
+mod programs;
 mod ready;
 mod receipt;
 mod site;

@@ -14,6 +14,7 @@ use super::{
     hooks,
     locate::{self, Loaded, Located, Place},
     plan::{Originals, Plan, Wish},
+    programs,
     receipt::Receipt,
     site::{Site, backup_in, survey},
     wishes,
@@ -89,7 +90,7 @@ pub fn prepare(
         registration: &registration,
         major,
         nri,
-        plugin_dir: wishes::plugin_dir(node, merged),
+        plugin_dir: programs::plugin_dir(node, merged),
     };
     let configured = setup.wish(|path| originals.original(path))?;
     outcome.notes.extend(configured.notes);
@@ -113,10 +114,10 @@ pub fn prepare(
             node.containerd_binary.display()
         ));
     }
-    let mut wanted: Vec<Wish> = wishes::programs(&request.from, &request.root, node, hooks)?;
+    let mut wanted: Vec<Wish> = programs::programs(&request.from, &request.root, node, hooks)?;
     wanted.push(wishes::settings(node, &site.overrides));
     if nri {
-        wanted.push(wishes::plugin(&request.from, node, merged)?);
+        wanted.push(programs::plugin(&request.from, node, merged)?);
     }
     if hooks {
         wanted.extend(hooks::units(node));

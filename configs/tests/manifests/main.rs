@@ -48,7 +48,11 @@ fn tool(name: &str) -> Option<PathBuf> {
     let found = Some(ours).filter(|path| path.is_file()).or(found);
     if found.is_none() {
         let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|is| is == value);
-        let reason = format!("{name} is not installed: run `make tools`");
+        let remedy = match name {
+            "kubectl" => "install it as Kubernetes' documentation says, 1.27 or newer",
+            _ => "run `make tools`",
+        };
+        let reason = format!("{name} is not installed: {remedy}");
         assert!(
             !set("KYBERNATE_REQUIRE_ALL", "1") && !set("CI", "true"),
             "a skipped test fails this run: {reason}"

@@ -16,12 +16,15 @@ use libtest_mimic::{Arguments, Trial};
 
 use node::{Layout, Node};
 
+/// A case that needs no node.
+type Check = fn() -> Result<()>;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Every case starts a containerd of its own.
     arguments.test_threads.get_or_insert(2);
     let mut trials = Vec::new();
-    let packages: [(&str, fn() -> Result<()>); 5] = [
+    let packages: [(&str, Check); 5] = [
         ("sums", package::sums),
         ("tarball", package::tarball),
         ("rpm", package::rpm),

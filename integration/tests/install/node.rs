@@ -24,6 +24,8 @@ use tokio::runtime::Runtime;
 pub const PACKAGE: &str = "/opt/package";
 const SNAP: &str = "/var/snap/microk8s";
 const PID: &str = "/run/lab-containerd.pid";
+/// Lines of shell that are to be run as services.
+const SERVICES: &str = "/run/services";
 /// There once kubelet was restarted.
 pub const KUBELET_RESTARTED: &str = "/run/kubelet-restarted";
 
@@ -75,6 +77,7 @@ impl Node {
             Layout::Kubeadm => node.lay_out_kubeadm()?,
             Layout::Microk8s => node.lay_out_microk8s()?,
         }
+        node.serve()?;
         node.restart()?;
         Ok(node)
     }
@@ -173,6 +176,17 @@ impl Node {
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
         fs::write(&path, text)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        Ok(())
+    }
+
+    /// Starts what starts services, with all rights and in no container's cgroup, as process 1 does.
+    fn serve(&self) -> Result<()> {
+        let script = format!(
+            "mkfifo {SERVICES}
+             setsid sh -c 'while read -r line; do setsid sh -c \"$line\" & done <>{SERVICES}' \
+                 >/dev/null 2>&1 &"
+        );
+        self.lab.exec(&["sh", "-c", &script])?;
         Ok(())
     }
 
@@ -282,11 +296,11 @@ impl Node {
 }
 
 /// A program that stands for the one that starts and restarts services. Files in /run tell it to
-/// misbehave. What it starts does not end with the cgroup of whoever has asked for it.
+/// misbehave. What it starts has nothing of whoever has asked for it.
 fn double(containerd: &str, kubelet: &str, prepare: &str, start: &str) -> String {
     format!(
         r#"#!/bin/sh
-start() {{ setsid /bin/bash /lab/instance.sh --enter sh -c "$1" >>"$2" 2>&1 </dev/null & }}
+start() {{ printf '%s\n' "{{ $1; }} >>$2 2>&1 </dev/null" >{SERVICES}; }}
 case $* in
 "{containerd}") ;;
 "{kubelet}") exec touch {KUBELET_RESTARTED} ;;

@@ -78,7 +78,7 @@ dist: deps tools ## Packages of a release, into dist/: tar, .deb, .rpm, image, c
 	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --bins --target $(STATIC)
 	cargo build --release --locked --bin kybernate-cuda
 	mkdir -p target/dist && find target/$(STATIC)/release -maxdepth 1 -type f -executable -exec cp '{}' target/dist/ ';'
-	# It loads the driver's library, which a static program can't.
+	@# It loads the driver's library, which a static program can't.
 	cp target/release/kybernate-cuda target/dist/
 	configs/package/dist.sh target/dist dist
 

@@ -179,11 +179,12 @@ impl Node {
         Ok(())
     }
 
-    /// Starts what starts services, with all rights and in no container's cgroup, as process 1 does.
+    /// Starts what starts services, with all rights and in no container's cgroup, as systemd does;
+    /// they are process 1's children, which takes their exits.
     fn serve(&self) -> Result<()> {
         let script = format!(
             "mkfifo {SERVICES}
-             setsid sh -c 'while read -r line; do setsid sh -c \"$line\" & done <>{SERVICES}' \
+             setsid sh -c 'while read -r line; do (setsid sh -c \"$line\" &); done <>{SERVICES}' \
                  >/dev/null 2>&1 &"
         );
         self.lab.exec(&["sh", "-c", &script])?;

@@ -12,8 +12,10 @@ import sys
 import time
 
 root = sys.argv[1]
-command = "cargo metadata --format-version 1 --locked --filter-platform x86_64-unknown-linux-gnu"
-metadata = json.loads(subprocess.check_output(command.split(), cwd=root))
+# Cargo names itself to what it runs; sudo may hide it from the PATH.
+cargo = os.environ.get("CARGO", "cargo")
+command = "metadata --format-version 1 --locked --filter-platform x86_64-unknown-linux-gnu"
+metadata = json.loads(subprocess.check_output([cargo, *command.split()], cwd=root))
 packages = {package["id"]: package for package in metadata["packages"]}
 nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
 with open(os.path.join(root, "Cargo.lock")) as lock:

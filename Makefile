@@ -9,20 +9,41 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),--config 'target."cfg(all())".runner = "sudo -E"',)
 DEB_TOOLS := mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg \
 	gcc:cc util-linux:nsenter libc6-dev:/usr/include/stdlib.h
+# What packages are made with, and manifests and profiles are tested with.
+DEB_TOOLS_DIST := dpkg:dpkg-deb rpm:rpmbuild apparmor:apparmor_parser binutils:objdump python3-venv:python3
+TOOLS := target/tools
+STATIC := x86_64-unknown-linux-gnu
 
-.PHONY: help deps build check test unit e2e demo bench lab clean
+define cargo
+command -v cargo >/dev/null || { echo "cargo is missing: install Rust $$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer, for example with rustup" >&2; exit 1; }
+endef
+# Installs those of some package:program pairs whose program, or file, is missing.
+define apt
+missing=(); for pair in $(1); do \
+	command -v "$${pair#*:}" >/dev/null || [ -e "$${pair#*:}" ] || missing+=("$${pair%%:*}"); \
+done; \
+if [ "$${#missing[@]}" -gt 0 ]; then \
+	$(ROOT) apt-get update -q && $(ROOT) apt-get install -qy --no-install-recommends "$${missing[@]}"; \
+fi
+endef
+
+.PHONY: help deps tools build check test unit e2e demo bench lab dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## Install what building and the lab need (apt); does nothing when all is there
-	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust $$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) or newer, for example with rustup" >&2; exit 1; }
-	@missing=(); for pair in $(DEB_TOOLS); do \
-		command -v "$${pair#*:}" >/dev/null || [ -e "$${pair#*:}" ] || missing+=("$${pair%%:*}"); \
-	done; \
-	if [ "$${#missing[@]}" -gt 0 ]; then \
-		$(ROOT) apt-get update -q && $(ROOT) apt-get install -qy --no-install-recommends "$${missing[@]}"; \
-	fi
+	@$(call cargo)
+	@$(call apt,$(DEB_TOOLS))
+
+tools: ## Install what packages and manifests are made and tested with (apt, and pip below target/)
+	@$(call apt,$(DEB_TOOLS_DIST))
+	@command -v kubectl >/dev/null || echo "kubectl is not installed: manifests will not be tested" >&2
+	@[ $(TOOLS)/requirements.txt -nt configs/tests/manifests/requirements.txt ] || { \
+		python3 -m venv $(TOOLS) && \
+		$(TOOLS)/bin/pip install --quiet --disable-pip-version-check -r configs/tests/manifests/requirements.txt && \
+		cp configs/tests/manifests/requirements.txt $(TOOLS); \
+	}
 
 build: deps ## Build the shim and the command, optimised, into target/release
 	cargo build --release --workspace --bins
@@ -31,7 +52,7 @@ check: ## Formatting, lints, documentation and shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
-	if command -v shellcheck >/dev/null; then shellcheck integration/lab/*.sh configs/install_shim.sh .ci/run; else echo "shellcheck is not installed: scripts not checked"; fi
+	if command -v shellcheck >/dev/null; then shellcheck integration/lab/*.sh configs/install_shim.sh configs/package/*.sh configs/package/debian/p* .ci/run; else echo "shellcheck is not installed: scripts not checked"; fi
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
 
 test: unit e2e ## All tests: unit, and end to end on both Debian labs
@@ -53,6 +74,15 @@ bench: build ## Measure against the stock shim, and write docs/benchmarks.md
 lab: build ## A shell in a lab, with containerd and our shim
 	$(ROOT) target/release/kybernate-lab $(ARGS)
 
+dist: deps tools ## Packages of a release, into dist/: tar, .deb, .rpm, image, chart, bill of materials
+	RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --locked --bins --target $(STATIC)
+	cargo build --release --locked --bin kybernate-cuda
+	mkdir -p target/dist && find target/$(STATIC)/release -maxdepth 1 -type f -executable -exec cp '{}' target/dist/ ';'
+	@# It loads the driver's library, which a static program can't.
+	cp target/release/kybernate-cuda target/dist/
+	configs/package/dist.sh target/dist dist
+
 clean: ## Remove what was built, and the labs' roots
 	cargo clean
+	rm -rf dist
 	$(ROOT) rm -rf --one-file-system .lab

@@ -21,7 +21,7 @@ die() {
 # in target/ in a source tree.
 programs() {
 	here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-	for dir in "${KYBERNATE_FROM:-}" "$here" "$here/bin" "$here/../bin" \
+	for dir in "${KYBERNATE_FROM:-}" "$here" "$here/bin" "$here/../bin" "$here/../../bin" \
 		"$here/../target/release" "$here/../target/debug"; do
 		if [ -n "$dir" ] && [ -x "$dir/kybernate" ] && [ -x "$dir/containerd-shim-kybernate-v1" ]; then
 			CDPATH='' cd -- "$dir" && pwd

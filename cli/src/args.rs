@@ -67,6 +67,12 @@ pub enum Command {
         #[arg(value_hint = ValueHint::DirPath)]
         directory: Option<PathBuf>,
     },
+    /// Run a line of shell in the namespaces of process 1
+    #[command(name = crate::install::ENTER, hide = true)]
+    EnterNode {
+        /// The line
+        line: String,
+    },
 }
 
 /// `kybernate checkpoint`

@@ -8,6 +8,7 @@ pub mod profile;
 pub mod request;
 pub mod settings;
 pub mod size;
+pub mod units;
 pub mod wishes;
 
 pub use settings::Settings;

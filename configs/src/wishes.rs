@@ -11,11 +11,16 @@
 //! The NRI plugin turns the left side into the middle, the shim acts on the middle. Both parse
 //! and judge with what is here, so that neither trusts the other.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr};
+mod capabilities;
+mod criu;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::size;
+pub use capabilities::Capabilities;
+pub use criu::CriuOptions;
+use criu::option_names;
 
 /// `[wishes]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,239 +123,15 @@ pub fn switch(text: &str) -> Result<bool, WishError> {
     }
 }
 
-/// Capabilities, as `CAP_…`, sorted. Parsed from a list with commas; the prefix and the case of
-/// letters don't matter there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Capabilities(BTreeSet<&'static str>);
-
-/// All of Linux 6.18 (include/uapi/linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "CAP_AUDIT_CONTROL",
-    "CAP_AUDIT_READ",
-    "CAP_AUDIT_WRITE",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_KILL",
-    "CAP_LEASE",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_MAC_ADMIN",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MKNOD",
-    "CAP_NET_ADMIN",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_RAW",
-    "CAP_PERFMON",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYSLOG",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_NICE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_WAKE_ALARM",
-];
-
-impl Capabilities {
-    /// The names, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.0.iter().copied()
-    }
-
-    /// Fails for the first one that the administrator does not grant.
-    pub fn granted(&self, settings: &WishSettings) -> Result<(), WishError> {
-        let granted = settings.capabilities.join(",").parse::<Self>()?;
-        match self.0.difference(&granted.0).next() {
-            None => Ok(()),
-            Some(missing) => Err(WishError::NotGranted {
-                what: (*missing).into(),
-                granted: or_none(&granted.to_string()),
-                setting: "wishes.capabilities",
-            }),
-        }
-    }
-}
-
-impl FromStr for Capabilities {
-    type Err = WishError;
-
-    fn from_str(text: &str) -> Result<Self, WishError> {
-        let known = |name: &str| {
-            let plain = name.trim().to_ascii_uppercase();
-            let plain = plain.strip_prefix("CAP_").unwrap_or(&plain);
-            CAPABILITIES
-                .into_iter()
-                .find(|known| known.strip_prefix("CAP_") == Some(plain))
-                .ok_or_else(|| WishError::Capability(name.into()))
-        };
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        text.split(',')
-            .map(known)
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
-}
-
-impl fmt::Display for Capabilities {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.names().collect::<Vec<_>>().join(","))
-    }
-}
-
-/// Options that a pod gives to CRIU for one container. Parsed from a list with commas,
-/// `name` or `name=value`. What is not here is not for pods: options that name files or programs
-/// of the host, that let CRIU take mounts from it, or that it takes at restore alone: one file
-/// serves both.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CriuOptions(Vec<CriuOption>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct CriuOption {
-    name: &'static str,
-    value: Option<u64>,
-}
-
-/// What an option takes.
-#[derive(Debug, Clone, Copy)]
-enum Takes {
-    Nothing,
-    Seconds,
-    Size,
-}
-
-/// - `force-irmap`: find the files of inotify watches by name when their handles can't be opened.
-/// - `ghost-fiemap`: dump open files that were deleted by their extents, without the holes.
-/// - `ghost-limit`: the largest such file. It is held in the node's memory during the dump.
-/// - `timeout`: how long CRIU waits for processes to stop.
-const OPTIONS: [(&str, Takes); 4] = [
-    ("force-irmap", Takes::Nothing),
-    ("ghost-fiemap", Takes::Nothing),
-    ("ghost-limit", Takes::Size),
-    ("timeout", Takes::Seconds),
-];
-
-/// CRIU's own limit is that of an unsigned number; nobody waits longer for a frozen container.
-const LONGEST_TIMEOUT: u64 = 3600;
-
-impl CriuOptions {
-    /// Fails for the first one that the administrator does not grant.
-    pub fn granted(&self, settings: &WishSettings) -> Result<(), WishError> {
-        for CriuOption { name, .. } in &self.0 {
-            if !settings.criu_options.iter().any(|granted| granted == name) {
-                return Err(WishError::NotGranted {
-                    what: format!("CRIU's {name}"),
-                    granted: or_none(&settings.criu_options.join(",")),
-                    setting: "wishes.criu_options",
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The lines of a CRIU configuration file.
-    #[must_use]
-    pub fn lines(&self) -> String {
-        self.0
-            .iter()
-            .map(|option| match option.value {
-                Some(value) => format!("{} {value}\n", option.name),
-                None => format!("{}\n", option.name),
-            })
-            .collect()
-    }
-}
-
-impl FromStr for CriuOptions {
-    type Err = WishError;
-
-    fn from_str(text: &str) -> Result<Self, WishError> {
-        if text.is_empty() {
-            return Ok(Self::default());
-        }
-        let mut options: Vec<CriuOption> = Vec::new();
-        for item in text.split(',').map(str::trim) {
-            let (name, value) = match item.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (item, None),
-            };
-            let Some((name, takes)) = OPTIONS.into_iter().find(|(known, _)| *known == name) else {
-                return Err(WishError::Option(name.into()));
-            };
-            let bad = |usage| WishError::Value {
-                text: item.into(),
-                usage,
-            };
-            if options.iter().any(|option| option.name == name) {
-                return Err(bad("every option once"));
-            }
-            let value = match (takes, value) {
-                (Takes::Nothing, None) => None,
-                (Takes::Nothing, Some(_)) => return Err(bad("the option without a value")),
-                (Takes::Seconds, value) => Some(
-                    value
-                        .and_then(|value| value.parse().ok())
-                        .filter(|seconds| (1..=LONGEST_TIMEOUT).contains(seconds))
-                        .ok_or_else(|| bad("timeout=SECONDS, from 1 to 3600"))?,
-                ),
-                (Takes::Size, value) => Some(
-                    value
-                        .and_then(|value| size::parse(value).ok())
-                        .filter(|bytes| *bytes > 0)
-                        .ok_or_else(|| bad("ghost-limit=SIZE, like 4GiB"))?,
-                ),
-            };
-            options.push(CriuOption { name, value });
-        }
-        Ok(Self(options))
-    }
-}
-
-impl fmt::Display for CriuOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, option) in self.0.iter().enumerate() {
-            let comma = if number > 0 { "," } else { "" };
-            write!(f, "{comma}{}", option.name)?;
-            if let Some(value) = option.value {
-                write!(f, "={value}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
 impl WishSettings {
     /// Fails for a list that grants what does not exist.
     pub fn check(&self) -> Result<(), WishError> {
         self.capabilities.join(",").parse::<Capabilities>()?;
-        let known = |name: &&String| OPTIONS.iter().any(|(known, _)| known == name);
-        match self.criu_options.iter().find(|name| !known(name)) {
+        match self.criu_options.iter().find(|name| !criu::is_known(name)) {
             Some(unknown) => Err(WishError::Option(unknown.clone())),
             None => Ok(()),
         }
     }
-}
-
-fn option_names() -> String {
-    OPTIONS.map(|(name, _)| name).join(", ")
 }
 
 fn or_none(list: &str) -> String {

@@ -75,7 +75,7 @@ fn request(flags: &NodeFlags) -> anyhow::Result<Request> {
         node.profile = Some(profile.clone());
     }
     let reach = match (flags.host, root.is_own()) {
-        (true, _) => Reach::Nsenter,
+        (true, _) => Reach::Entered,
         (false, true) => Reach::Own,
         (false, false) => Reach::Files,
     };

@@ -52,6 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         } => config::show(show, args.socket.as_ref())?,
         Command::Completions { shell } => completions::run(*shell)?,
         Command::Man { directory } => man::run(directory.as_deref())?,
+        Command::EnterNode { line } => crate::install::enter(line)?,
     }
     Ok(ExitCode::SUCCESS)
 }

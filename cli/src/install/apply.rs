@@ -19,64 +19,17 @@ use std::{
 };
 
 use kybernate_config::profile::{Node, Root};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    edit::Edit,
-    file::{self, Content, Facts},
-    receipt::{Installed, Kind, Receipt, STATE_DIR},
+    file::{self, Content, Facts, missing_directories, remove_if_there},
+    journal::{Journal, Phase, Step, boot_id, io_error},
+    receipt::{Kind, Receipt, STATE_DIR},
 };
+
+pub use super::{journal::ApplyError, plan::Change};
 
 /// What temporary names end with.
 const STAGED: &str = ".kybernate-new";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
-/// A file that is going to change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Where, in the node's root.
-    pub path: PathBuf,
-    /// What for.
-    pub kind: Kind,
-    /// What it is.
-    pub before: Option<Content>,
-    /// What it is to be.
-    pub after: Option<Content>,
-    /// What it was before any installation, and how it differs; for the receipt.
-    pub original: Option<Content>,
-    /// How it differs from the original; empty where all of it is ours.
-    pub edits: Vec<Edit>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Phase {
-    Staging,
-    Swapping,
-    Activating,
-    Committed,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Journal {
-    phase: Phase,
-    boot_id: String,
-    changes: Vec<Step>,
-    /// Directories that are made, the outermost first.
-    directories: Vec<PathBuf>,
-    /// What will be installed; nothing after an uninstallation.
-    receipt: Option<Receipt>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Step {
-    path: PathBuf,
-    kind: Kind,
-    before: Option<Facts>,
-    after: Option<Facts>,
-}
 
 /// What happens next; tests end the process here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,43 +46,6 @@ pub enum Event {
     Committed,
     /// The receipt is written.
     Recorded,
-}
-
-/// Why a change was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// Somebody else is at it.
-    #[error("another installation is under way: {0} is locked")]
-    Busy(PathBuf),
-    /// Something could not be written.
-    #[error("{what} {path}: {source}; nothing has been changed")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Services did not come back.
-    #[error("{why}; everything was put back as it was")]
-    Activation {
-        /// What happened.
-        why: String,
-    },
-    /// The undoing failed too.
-    #[error(
-        "{why}; and putting things back failed: {rollback}. Run `kybernate install` again to \
-         finish; the old contents are in {state}/backup"
-    )]
-    Stuck {
-        /// What happened.
-        why: String,
-        /// What happened then.
-        rollback: String,
-        /// The state directory.
-        state: PathBuf,
-    },
 }
 
 /// What an interrupted change has left to be done.
@@ -478,58 +394,8 @@ impl Ledger {
     }
 }
 
-impl Change {
-    /// What a receipt says about the file once it is changed.
-    pub fn installed(&self) -> Option<Installed> {
-        Some(Installed {
-            path: self.path.clone(),
-            kind: self.kind,
-            before: self.original.as_ref().map(|content| content.facts.clone()),
-            after: self.after.as_ref()?.facts.clone(),
-            edits: self.edits.clone(),
-        })
-    }
-}
-
 fn staged(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(STAGED);
     name.into()
-}
-
-fn boot_id() -> String {
-    fs::read_to_string(BOOT_ID)
-        .unwrap_or_default()
-        .trim()
-        .to_owned()
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// Those of `paths` and of the directories above them that are not there, the outermost first.
-fn missing_directories<'a>(root: &Root, paths: impl IntoIterator<Item = &'a Path>) -> Vec<PathBuf> {
-    let mut missing = Vec::new();
-    for path in paths {
-        let above: Vec<&Path> = path.ancestors().collect();
-        for directory in above.into_iter().rev() {
-            let directory = directory.to_owned();
-            if !root.exists(&directory) && !missing.contains(&directory) {
-                missing.push(directory);
-            }
-        }
-    }
-    missing
-}
-
-fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ApplyError + 'a {
-    move |source| ApplyError::Io {
-        what,
-        path: path.into(),
-        source,
-    }
 }

@@ -123,7 +123,7 @@ impl Config {
         self.get(&[plugins, nri, "plugin_path"])
             .and_then(Value::as_str)
             .filter(|path| path.starts_with('/'))
-            .unwrap_or("/opt/nri/plugins")
+            .unwrap_or(NRI_PLUGINS)
     }
 
     /// The runtime that pods without a class get.
@@ -219,6 +219,7 @@ impl Config {
             if let Some(Value::Table(plugins)) = table.get_mut(plugins) {
                 if let Some(Value::Table(nri)) = plugins.get_mut(nri) {
                     nri.remove("disable");
+                    nri.remove("plugin_path");
                 }
                 let runtimes = plugins
                     .get_mut(cri)
@@ -232,6 +233,9 @@ impl Config {
         first_difference("", &reduced(self), &reduced(other))
     }
 }
+
+/// Where containerd looks for NRI plugins by default.
+pub const NRI_PLUGINS: &str = "/opt/nri/plugins";
 
 /// The table that keeps runc where a first runtime is configured on containerd 1.7.
 pub fn stock_runtime(version: i64) -> NewTable {

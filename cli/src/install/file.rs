@@ -4,10 +4,11 @@ use std::{
     fs::{self, File, FileTimes},
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
+use kybernate_config::profile::Root;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -155,6 +156,32 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Removes a file that may not be there.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Those of `paths` and of the directories above them that are not there, the outermost first.
+pub fn missing_directories<'a>(
+    root: &Root,
+    paths: impl IntoIterator<Item = &'a Path>,
+) -> Vec<PathBuf> {
+    let mut missing = Vec::new();
+    for path in paths {
+        let above: Vec<&Path> = path.ancestors().collect();
+        for directory in above.into_iter().rev() {
+            let directory = directory.to_owned();
+            if !root.exists(&directory) && !missing.contains(&directory) {
+                missing.push(directory);
+            }
+        }
+    }
+    missing
 }
 
 #[cfg(test)]

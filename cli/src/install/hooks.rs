@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! kubelet ── unix:///run/kybernate/cri.sock ── kybernate-cri-hooks ── containerd.sock
+//!            a socket of systemd's, in which calls wait while the service is away
 //! ```
 //!
 //! kubelet is told by the last word of its command line, which is the one that counts: a drop-in
@@ -13,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kybernate_config::profile::{Node, Root};
+use kybernate_config::{
+    profile::{Node, Root},
+    units,
+};
 
 use super::{edit::Edit, file::Content, plan::Wish, receipt::Kind};
 
@@ -21,13 +25,13 @@ use super::{edit::Edit, file::Content, plan::Wish, receipt::Kind};
 pub const PROGRAM: &str = "kybernate-cri-hooks";
 /// Its unit.
 pub const UNIT: &str = "kybernate-cri-hooks.service";
+/// Its socket's unit.
+pub const SOCKET_UNIT: &str = "kybernate-cri-hooks.socket";
+/// Where the administrator's units are.
+pub const UNITS: &str = "/etc/systemd/system";
 /// Where it listens.
 const SOCKET: &str = "/run/kybernate/cri.sock";
-const UNIT_DIRS: [&str; 3] = [
-    "/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/etc/systemd/system",
-];
+const UNIT_DIRS: [&str; 3] = ["/lib/systemd/system", "/usr/lib/systemd/system", UNITS];
 
 /// Why kubelet can't be pointed at the hooks.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -51,33 +55,23 @@ pub enum HooksError {
     },
 }
 
-/// The unit of the hooks.
-pub fn unit(node: &Node) -> Wish {
-    let text = format!(
-        "# Written by `kybernate install`, removed by `kybernate uninstall`.\n\
-         [Unit]\n\
-         Description=Kybernate's CRI hooks, between kubelet and containerd\n\
-         Before=kubelet.service\n\
-         After=containerd.service\n\
-         \n\
-         [Service]\n\
-         ExecStart={}/{PROGRAM}\n\
-         Restart=always\n\
-         RestartSec=1\n\
-         RuntimeDirectory=kybernate\n\
-         RuntimeDirectoryMode=0700\n\
-         RuntimeDirectoryPreserve=yes\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target\n",
-        node.bin_dir.display()
+/// The units of the hooks: those that are shipped, with the node's path to the program.
+pub fn units(node: &Node) -> [Wish; 2] {
+    let program = |dir: &str| format!("ExecStart={dir}/{PROGRAM}");
+    let service = units::HOOKS_SERVICE.replace(
+        &program(units::BIN_DIR),
+        &program(&node.bin_dir.display().to_string()),
     );
-    Wish {
-        path: Path::new("/etc/systemd/system").join(UNIT),
+    [(SOCKET_UNIT, units::HOOKS_SOCKET), (UNIT, service.as_str())].map(|(name, text)| Wish {
+        path: Path::new(UNITS).join(name),
         kind: Kind::Unit,
-        content: Content::new(text.into_bytes(), 0o644),
+        content: Content::new(
+            format!("# Written by `kybernate install`, removed by `kybernate uninstall`.\n{text}")
+                .into_bytes(),
+            0o644,
+        ),
         edits: Vec::new(),
-    }
+    })
 }
 
 /// What points kubelet at the hooks. `original` gives a file without an installation's changes.
@@ -109,14 +103,14 @@ pub fn kubelet(
         });
     }
     let name = unit.file_name().unwrap_or_default().to_string_lossy();
-    let drop_in = Path::new("/etc/systemd/system").join(format!("{name}.d/90-kybernate.conf"));
+    let drop_in = Path::new(UNITS).join(format!("{name}.d/90-kybernate.conf"));
     let command = command(&unit_texts(root, unit, &drop_in))
         .ok_or_else(|| HooksError::NoCommand { unit: unit.clone() })?;
     let text = format!(
         "# Written by `kybernate install`, removed by `kybernate uninstall`.\n\
          [Unit]\n\
-         Wants={UNIT}\n\
-         After={UNIT}\n\
+         Wants={SOCKET_UNIT}\n\
+         After={SOCKET_UNIT}\n\
          \n\
          [Service]\n\
          ExecStart=\n\

@@ -12,7 +12,6 @@ use std::{
 use kybernate_config::profile::Root;
 
 use super::{
-    apply::Change,
     diff,
     edit::{self, Edit},
     file::{Content, Facts},
@@ -29,6 +28,23 @@ pub struct Wish {
     /// Its content.
     pub content: Content,
     /// How it differs from what it was; empty where all of it is ours.
+    pub edits: Vec<Edit>,
+}
+
+/// A file that is going to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Where, in the node's root.
+    pub path: PathBuf,
+    /// What for.
+    pub kind: Kind,
+    /// What it is.
+    pub before: Option<Content>,
+    /// What it is to be.
+    pub after: Option<Content>,
+    /// What it was before any installation, and how it differs; for the receipt.
+    pub original: Option<Content>,
+    /// How it differs from the original; empty where all of it is ours.
     pub edits: Vec<Edit>,
 }
 
@@ -149,6 +165,17 @@ impl<B: Fn(&Facts) -> io::Result<Content>> Originals<'_, B> {
 }
 
 impl Change {
+    /// What a receipt says about the file once it is changed.
+    pub fn installed(&self) -> Option<Installed> {
+        Some(Installed {
+            path: self.path.clone(),
+            kind: self.kind,
+            before: self.original.as_ref().map(|content| content.facts.clone()),
+            after: self.after.as_ref()?.facts.clone(),
+            edits: self.edits.clone(),
+        })
+    }
+
     fn is_nothing(&self) -> bool {
         match (&self.before, &self.after) {
             (Some(before), Some(after)) => before.facts.same(&after.facts),

@@ -1,5 +1,4 @@
-//! What an installation wants on a node: programs, settings, the NRI plugin, containerd's
-//! configuration, and the hooks. In the order in which the files may appear.
+//! What an installation wants of a node's settings and of containerd's configuration.
 
 use std::{
     io,
@@ -8,7 +7,7 @@ use std::{
 
 use kybernate_config::{
     layers::NODE_FILE,
-    names::{RUNTIME_HANDLER, SHIM_BINARY},
+    names::RUNTIME_HANDLER,
     profile::{Node, NodeSettings, Root},
     settings,
 };
@@ -23,14 +22,6 @@ use super::{
     receipt::Kind,
 };
 
-/// Programs that a node needs.
-const PROGRAMS: [&str; 2] = [SHIM_BINARY, "kybernate"];
-/// Programs that go along where they are.
-const OPTIONAL: [&str; 1] = ["kybernate-cuda"];
-/// The NRI plugin.
-pub const PLUGIN: &str = "kybernate-nri";
-/// Its name where containerd launches it: an index, and the name that it registers under.
-const PLUGIN_FILE: &str = "10-kybernate";
 /// Directories in which containerd finds runc by itself.
 const COMMON_DIRS: [&str; 6] = [
     "/usr/local/sbin",
@@ -91,55 +82,6 @@ pub enum WishError {
     Hooks(#[from] hooks::HooksError),
 }
 
-/// The programs, from the directory `from`. Those that are in place already are not ours to keep.
-pub fn programs(
-    from: &Path,
-    root: &Root,
-    node: &Node,
-    hooks: bool,
-) -> Result<Vec<Wish>, WishError> {
-    let mut names: Vec<&str> = PROGRAMS.to_vec();
-    names.extend(hooks.then_some(hooks::PROGRAM));
-    let optional = OPTIONAL.iter().filter(|name| from.join(name).exists());
-    names.extend(optional);
-    let mut wishes = Vec::new();
-    for name in names {
-        let path = node.bin_dir.join(name);
-        let source = from.join(name);
-        // Installed by a package: it stays the package's.
-        let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
-        if root
-            .target(&path)
-            .ok()
-            .and_then(|place| same(&source, &place))
-            == Some(true)
-        {
-            continue;
-        }
-        wishes.push(program(&source, path, Kind::Program)?);
-    }
-    Ok(wishes)
-}
-
-/// The NRI plugin, where containerd launches it.
-pub fn plugin(from: &Path, merged: &Config) -> Result<Wish, WishError> {
-    let path = Path::new(merged.nri_plugin_dir()).join(PLUGIN_FILE);
-    program(&from.join(PLUGIN), path, Kind::Plugin)
-}
-
-fn program(source: &Path, path: PathBuf, kind: Kind) -> Result<Wish, WishError> {
-    let bytes = std::fs::read(source).map_err(|error| WishError::Program {
-        path: source.into(),
-        source: error,
-    })?;
-    Ok(Wish {
-        path,
-        kind,
-        content: Content::new(bytes, 0o755),
-        edits: Vec::new(),
-    })
-}
-
 /// The file through which every part learns what the node's profile says.
 pub fn settings(node: &Node, overrides: &NodeSettings) -> Wish {
     let mut lines = vec![
@@ -157,11 +99,11 @@ pub fn settings(node: &Node, overrides: &NodeSettings) -> Wish {
     lines.push("\n[containerd]".to_owned());
     let path = |path: &Path| edit::string(&path.display().to_string());
     lines.push(format!("socket = {}", path(&node.containerd_socket)));
-    lines.push("\n[nri]".to_owned());
+    let checkpoints = path(&node.kubelet_root.join("checkpoints"));
     lines.push(format!(
-        "restore_dirs = [{}, \"/var/lib/kybernate\"]\n",
-        path(&node.kubelet_root.join("checkpoints"))
+        "\n[nri]\nrestore_dirs = [{checkpoints}, \"/var/lib/kybernate\"]"
     ));
+    lines.push(format!("\n[retention]\ndir = {checkpoints}\n"));
     Wish {
         path: Path::new(settings::DEFAULT_PATH).with_file_name(NODE_FILE),
         kind: Kind::Settings,
@@ -194,6 +136,8 @@ pub struct Setup<'a> {
     pub major: Option<u32>,
     /// Whether NRI has to be on.
     pub nri: bool,
+    /// Where it has to look for plugins, other than by default.
+    pub plugin_dir: Option<&'a Path>,
 }
 
 /// runc's path, where containerd would not find it by itself.
@@ -246,8 +190,11 @@ impl Setup<'_> {
         {
             added.push(containerd::stock_runtime(version));
         }
-        let switch = self.nri.then(|| self.nri_switch(&mut notes)).flatten();
-        if added.is_empty() && switch.is_none() {
+        let switch = match self.nri {
+            true => self.nri_values(&mut notes),
+            false => Vec::new(),
+        };
+        if added.is_empty() && switch.is_empty() {
             return Ok(Containerd {
                 wishes: Vec::new(),
                 texts: Vec::new(),
@@ -264,12 +211,13 @@ impl Setup<'_> {
                 source,
             })
         };
+        let nri = containerd::nri(version);
         let with_switch = || -> Vec<NewTable> {
-            let switch = switch.iter().map(|nri| NewTable {
+            let table = (!switch.is_empty()).then(|| NewTable {
                 path: nri.map(str::to_owned).to_vec(),
-                values: vec![("disable".into(), "false".into())],
+                values: switch.clone(),
             });
-            added.iter().cloned().chain(switch).collect()
+            added.iter().cloned().chain(table).collect()
         };
         match &located.place {
             Place::DropIn(path) => {
@@ -323,13 +271,12 @@ impl Setup<'_> {
                 };
                 let mut text = Text::parse(&base).map_err(edit_error(path))?;
                 let mut tables = added.clone();
-                if let Some(nri) = &switch {
-                    if text.has(nri).map_err(edit_error(path))? {
-                        text.set(nri, "disable", "false")
-                            .map_err(edit_error(path))?;
-                    } else {
-                        tables = with_switch();
+                if text.has(&nri).map_err(edit_error(path))? {
+                    for (key, value) in &switch {
+                        text.set(&nri, key, value).map_err(edit_error(path))?;
                     }
+                } else {
+                    tables = with_switch();
                 }
                 text.add(&tables).map_err(edit_error(path))?;
                 let (text, edits) = text.into_parts();
@@ -348,24 +295,30 @@ impl Setup<'_> {
         }
     }
 
-    /// The keys of NRI's table, where it has to be switched on.
-    fn nri_switch(&self, notes: &mut Vec<String>) -> Option<[&'static str; 2]> {
+    /// What NRI's table has to say: that it is on, and where the plugins are.
+    fn nri_values(&self, notes: &mut Vec<String>) -> Vec<(String, String)> {
         let version = self.located.version;
         let is_two = self.major.map_or(version >= 3, |major| major >= 2);
+        let mut values = Vec::new();
         match self.merged.nri_is_disabled() {
-            Some(false) => None,
             Some(true) if is_two => {
                 notes.push(
                     "NRI is switched off in containerd's configuration; Kybernate leaves it so, \
                      and pods can't name what they are restored from"
                         .into(),
                 );
-                None
+                return values;
             }
-            None if is_two => None,
+            Some(false) => {}
+            None if is_two => {}
             // Off by default before containerd 2.0.
-            Some(true) | None => Some(containerd::nri(version)),
+            Some(true) | None => values.push(("disable".into(), "false".into())),
         }
+        if let Some(directory) = self.plugin_dir {
+            let directory = edit::string(&directory.display().to_string());
+            values.push(("plugin_path".into(), directory));
+        }
+        values
     }
 }
 

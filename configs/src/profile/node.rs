@@ -127,6 +127,9 @@ node! {
     kubelet_restart: String,
     /// Where our programs go.
     bin_dir: PathBuf,
+    /// Where containerd is to look for NRI plugins, or nothing where its own place will do.
+    #[serde(default)]
+    nri_plugin_dir: PathBuf,
 }
 
 /// Why a node's paths could not be had.

@@ -24,6 +24,10 @@ use tokio::runtime::Runtime;
 pub const PACKAGE: &str = "/opt/package";
 const SNAP: &str = "/var/snap/microk8s";
 const PID: &str = "/run/lab-containerd.pid";
+/// Lines of shell that are to be run as services.
+const SERVICES: &str = "/run/services";
+/// There once kubelet was restarted.
+pub const KUBELET_RESTARTED: &str = "/run/kubelet-restarted";
 
 /// How a node is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +77,7 @@ impl Node {
             Layout::Kubeadm => node.lay_out_kubeadm()?,
             Layout::Microk8s => node.lay_out_microk8s()?,
         }
+        node.serve()?;
         node.restart()?;
         Ok(node)
     }
@@ -111,6 +116,23 @@ impl Node {
             Layout::Kubeadm => "/etc/containerd/config.toml".into(),
             Layout::Microk8s => format!("{SNAP}/current/args/containerd-template.toml"),
         }
+    }
+
+    /// Where kubelet wants archives.
+    pub fn checkpoints(&self) -> String {
+        match self.layout {
+            Layout::Kubeadm => "/var/lib/kubelet/checkpoints".into(),
+            Layout::Microk8s => format!("{SNAP}/common/var/lib/kubelet/checkpoints"),
+        }
+    }
+
+    /// What tells kubelet where the CRI is, once the hooks are installed.
+    pub fn kubelet(&self) -> Result<String> {
+        let path = match self.layout {
+            Layout::Kubeadm => "/etc/systemd/system/kubelet.service.d/90-kybernate.conf".into(),
+            Layout::Microk8s => format!("{SNAP}/current/args/kubelet"),
+        };
+        self.lab.exec(&["cat", &path])
     }
 
     /// containerd's pid.
@@ -157,10 +179,27 @@ impl Node {
         Ok(())
     }
 
+    /// Starts what starts services, with all rights and in no container's cgroup, as systemd does;
+    /// they are process 1's children, which takes their exits.
+    fn serve(&self) -> Result<()> {
+        let script = format!(
+            "mkfifo {SERVICES}
+             setsid sh -c 'while read -r line; do (setsid sh -c \"$line\" &); done <>{SERVICES}' \
+                 >/dev/null 2>&1 &"
+        );
+        self.lab.exec(&["sh", "-c", &script])?;
+        Ok(())
+    }
+
     fn unpack(&self) -> Result<()> {
         let package = self.lab.path(PACKAGE);
         fs::create_dir_all(&package)?;
-        for name in ["kybernate", "containerd-shim-kybernate-v1", "kybernate-nri"] {
+        for name in [
+            "kybernate",
+            "containerd-shim-kybernate-v1",
+            "kybernate-nri",
+            "kybernate-cri-hooks",
+        ] {
             fs::copy(binaries().join(name), package.join(name))
                 .with_context(|| format!("{name} is not built: run `make build`"))?;
         }
@@ -186,8 +225,13 @@ impl Node {
         self.write("/var/lib/kubelet/kubeadm-flags.env", "", 0o644)?;
         let start = "exec containerd";
         self.write(
+            "/usr/lib/systemd/system/kubelet.service",
+            "[Service]\nExecStart=/usr/bin/kubelet $KUBELET_KUBEADM_ARGS\n",
+            0o644,
+        )?;
+        self.write(
             "/usr/local/bin/systemctl",
-            &double("restart containerd", "", start),
+            &double("restart containerd", "restart kubelet", "", start),
             0o755,
         )
     }
@@ -235,26 +279,46 @@ impl Node {
             "PATH={SNAP}/current/bin:$PATH exec /snap/microk8s/current/bin/containerd \
              --config {SNAP}/common/run/containerd.toml"
         );
-        let command = "restart microk8s.daemon-containerd";
         self.write(
-            "/usr/local/bin/snap",
-            &double(command, &render, &start),
-            0o755,
-        )
+            &format!("{SNAP}/7000/args/kubelet"),
+            "--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n",
+            0o660,
+        )?;
+        let double = double(
+            "restart microk8s.daemon-containerd",
+            "restart microk8s.daemon-kubelite",
+            &render,
+            &start,
+        );
+        // The hooks are a service of the system's.
+        self.write("/usr/local/bin/systemctl", &double, 0o755)?;
+        self.write("/usr/local/bin/snap", &double, 0o755)
     }
 }
 
-/// A program that stands for the one that restarts services. Files in /run tell it to misbehave.
-fn double(command: &str, prepare: &str, start: &str) -> String {
+/// A program that stands for the one that starts and restarts services. Files in /run tell it to
+/// misbehave. What it starts has nothing of whoever has asked for it.
+fn double(containerd: &str, kubelet: &str, prepare: &str, start: &str) -> String {
     format!(
         r#"#!/bin/sh
-[ "$*" = "{command}" ] || exit 0
+start() {{ printf '%s\n' "{{ $1; }} >>$2 2>&1 </dev/null" >{SERVICES}; }}
+case $* in
+"{containerd}") ;;
+"{kubelet}") exec touch {KUBELET_RESTARTED} ;;
+"enable --now kybernate-cri-hooks.service")
+	mkdir -p /run/kybernate
+	start "exec $(sed -n s/^ExecStart=//p /etc/systemd/system/kybernate-cri-hooks.service)" /var/log/hooks.log
+	exit 0
+	;;
+"stop kybernate-cri-hooks.socket kybernate-cri-hooks.service") exec pkill -x kybernate-cri-h ;;
+*) exit 0 ;;
+esac
 if [ -e /run/restart-fails ]; then rm /run/restart-fails; echo "Job failed." >&2; exit 1; fi
 if [ -e {PID} ] && pid=$(cat {PID}) && kill "$pid" 2>/dev/null; then
 	while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 fi
 {prepare}
-setsid sh -c 'echo $$ >{PID}; {start}' >>/var/log/containerd.log 2>&1 </dev/null &
+start 'echo $$ >{PID}; {start}' /var/log/containerd.log
 if [ -e /run/restart-kills ]; then rm /run/restart-kills; pkill -9 -x kybernate; fi
 exit 0
 "#

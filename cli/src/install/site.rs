@@ -1,0 +1,118 @@
+//! The node that is installed on: what kind it is, where its things are, and what is installed.
+//!
+//! ```text
+//! --node > KYBERNATE_NODE_… > config.toml > where a package is > profile
+//! ```
+
+use std::{io, path::Path};
+
+use anyhow::Context;
+use kybernate_config::{
+    Settings,
+    layers::Source,
+    profile::{self, Node, NodeSettings, Profile, Root},
+};
+
+use super::{
+    Request,
+    file::{self, Content, Facts},
+    host::Host,
+    receipt::{Receipt, STATE_DIR},
+};
+
+/// Where packages put programs.
+const PACKAGED: &str = "/usr/bin";
+
+/// A node and what is known of it.
+#[derive(Debug)]
+pub struct Site {
+    /// Its files and programs.
+    pub host: Host,
+    /// What kind of node it is.
+    pub profile: Profile,
+    /// Its paths and commands.
+    pub node: Node,
+    /// Those that were named, and are to be kept.
+    pub overrides: NodeSettings,
+    /// What its kind was told by.
+    pub evidence: Vec<String>,
+}
+
+/// Tells what kind of node it is and where its things are. What is installed wins over detection.
+pub fn survey(request: &Request, receipt: Option<&Receipt>) -> anyhow::Result<Site> {
+    let profiles = profile::all();
+    let settings = file_settings(&request.root)?;
+    let env = NodeSettings::default().with_env(&|name| std::env::var(name).ok());
+    let named = [&request.node, &env, &settings]
+        .into_iter()
+        .find_map(|layer| layer.profile.clone())
+        .or_else(|| receipt.map(|receipt| receipt.node.profile.clone()));
+    let (profile, evidence) = match named {
+        Some(name) => (profile::find(&profiles, &name)?.clone(), Vec::new()),
+        None => {
+            let found = profile::detect(&profiles, &request.root)?;
+            (found.profile.clone(), found.evidence)
+        }
+    };
+    let packaged = packaged(request);
+    let mut overrides = request.node.clone();
+    let is_set = |layer: &NodeSettings| layer.bin_dir.is_some();
+    if ![&settings, &env, &overrides].into_iter().any(is_set) {
+        overrides.bin_dir.clone_from(&packaged.bin_dir);
+    }
+    let layers = [
+        (Source::Flag("--from".into()), packaged),
+        (Source::File("config.toml".into()), settings),
+        (Source::Environment("KYBERNATE_NODE_…".into()), env),
+        (Source::Flag("--node".into()), request.node.clone()),
+    ];
+    let node = profile::resolve(&profile, &request.root, &layers)?.node;
+    Ok(Site {
+        host: Host {
+            root: request.root.clone(),
+            reach: request.reach,
+        },
+        profile,
+        node,
+        overrides,
+        evidence,
+    })
+}
+
+/// Programs that the system's package manager has put in place are used where they are: beside
+/// copies of them an upgrade of the package would seem to change nothing.
+fn packaged(request: &Request) -> NodeSettings {
+    let here = request.root.is_own() && request.from == Path::new(PACKAGED);
+    NodeSettings {
+        bin_dir: here.then(|| PACKAGED.to_owned()),
+        ..NodeSettings::default()
+    }
+}
+
+/// The `[node]` section of the node's settings file.
+fn file_settings(root: &Root) -> anyhow::Result<NodeSettings> {
+    let path = Path::new(kybernate_config::settings::DEFAULT_PATH);
+    match root.read_text(path) {
+        Ok(text) => Ok(Settings::parse(path, &text)?.node),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(NodeSettings::default()),
+        Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// The receipt in a root that is not locked.
+pub fn receipt_in(root: &Root) -> anyhow::Result<Option<Receipt>> {
+    Receipt::read(&root.target(STATE_DIR)?).context("cannot read what is installed")
+}
+
+/// A file's content before any installation.
+pub fn backup_in(root: &Root, facts: &Facts) -> io::Result<Content> {
+    let path = root.target(STATE_DIR)?.join("backup").join(&facts.sha256);
+    let bytes = std::fs::read(path)?;
+    if file::digest(&bytes) != facts.sha256 {
+        return Err(io::Error::other("the backup is damaged"));
+    }
+    Ok(Content {
+        bytes,
+        facts: facts.clone(),
+    })
+}

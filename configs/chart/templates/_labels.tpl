@@ -1,0 +1,3 @@
+{{- define "kybernate.labels" -}}
+app.kubernetes.io/name: kybernate
+{{- end }}

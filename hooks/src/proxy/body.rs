@@ -1,5 +1,9 @@
 //! Bodies on their way. Both kinds keep their length to themselves, so that no header is made
 //! up from it.
+//!
+//! HTTP/2's flow control holds from end to end: a frame is taken from one side only when the other
+//! has sent the one before. It does not count empty DATA frames, which say nothing and could be
+//! without number, so these stay here.
 
 use std::{
     future::Future,
@@ -35,7 +39,7 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Passing(body) => Pin::new(body).poll_frame(cx),
+            Self::Passing(body) => poll_telling(body, cx),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
@@ -123,7 +127,7 @@ impl Passing {
         if self.ended {
             return Poll::Ready(None);
         }
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        match poll_telling(&mut self.body, cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(code) = frame.trailers_ref().and_then(grpc::code) {
                     self.call.ends_with(code);
@@ -154,5 +158,19 @@ impl Passing {
         self.ended = true;
         self.call.ends_with(status.code());
         Frame::trailers(grpc::trailers(&status))
+    }
+}
+
+/// The next frame that is not empty.
+fn poll_telling(
+    body: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    loop {
+        let polled = Pin::new(&mut *body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+            _ => return polled,
+        }
     }
 }

@@ -3,4 +3,5 @@
 
 mod ends;
 mod faults;
+mod flow;
 mod passing;

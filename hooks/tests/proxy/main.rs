@@ -5,3 +5,5 @@ mod ends;
 mod faults;
 mod flow;
 mod passing;
+#[cfg(feature = "otel")]
+mod traces;

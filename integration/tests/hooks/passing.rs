@@ -278,8 +278,8 @@ pub async fn rude_clients(cx: Case) -> Result<()> {
     }
     let mut unread = Vec::new();
     for _ in 0..100 {
-        let events = cx.lab.cri().get_container_events(GetEventsRequest {});
-        unread.push(events.await?);
+        let mut cri = cx.lab.cri();
+        unread.push(cri.get_container_events(GetEventsRequest {}).await?);
     }
     let pod = cx.pod().start().await?;
     let container = Workload::counter().start(&pod).await?;

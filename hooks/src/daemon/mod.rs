@@ -5,7 +5,8 @@
 //! SIGTERM, or another process at our path:
 //!   drain   GOAWAY on every connection; clients make new ones, to systemd's queue or to the
 //!           process that has come. Calls in flight go on.
-//!   +1 s    streams that never end by themselves are ended: UNAVAILABLE
+//!   +1 s    answers that have begun and then say nothing, as streams of events do, are ended:
+//!           UNAVAILABLE
 //!   limit   what is left goes with the process; checkpoints are rolled back first
 //! ```
 

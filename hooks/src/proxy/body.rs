@@ -2,24 +2,29 @@
 //! up from it.
 //!
 //! HTTP/2's flow control holds from end to end: a frame is taken from one side only when the other
-//! has sent the one before. It does not count empty DATA frames, which say nothing and could be
-//! without number, so these stay here.
+//! has sent the one before.
 
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{grpc, upstream};
 use crate::observe::Call;
+
+/// An answer that goes on and on may say nothing for so long before it is ended. One that is about
+/// to end has more to say at once.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The body of a request to containerd.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self.get_mut() {
-            Self::Passing(body) => poll_telling(body, cx),
+            Self::Passing(body) => Pin::new(body).poll_frame(cx),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
@@ -68,6 +73,8 @@ struct Passing {
     call: Call,
     /// Completes when answers that go on and on have to end.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Completes when nothing was said for long since then.
+    quiet: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
@@ -84,13 +91,15 @@ impl Reply {
         Self(Kind::Local(Some(data), Some(trailers)))
     }
 
-    /// A body from containerd. `cut` ends it when it has nothing to say.
+    /// A body from containerd. After `cut` it is ended when it has
+    /// nothing to say for a while.
     #[must_use]
     pub fn passing(body: Incoming, call: Call, cut: WaitForCancellationFutureOwned) -> Self {
         Self(Kind::Passing(Box::new(Passing {
             body,
             call,
             cut: Box::pin(cut),
+            quiet: None,
             ended: false,
         })))
     }
@@ -127,8 +136,9 @@ impl Passing {
         if self.ended {
             return Poll::Ready(None);
         }
-        match poll_telling(&mut self.body, cx) {
+        match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                self.quiet = None;
                 if let Some(code) = frame.trailers_ref().and_then(grpc::code) {
                     self.call.ends_with(code);
                 }
@@ -144,13 +154,13 @@ impl Passing {
                 Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
             }
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => match self.cut.as_mut().poll(cx) {
-                Poll::Ready(()) => {
-                    let text = "kybernate-cri-hooks is being restarted";
-                    Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
-                }
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                ready!(self.cut.as_mut().poll(cx));
+                let quiet = self.quiet.get_or_insert_with(|| Box::pin(sleep(QUIET)));
+                ready!(quiet.as_mut().poll(cx));
+                let text = "kybernate-cri-hooks is being restarted";
+                Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
+            }
         }
     }
 
@@ -158,19 +168,5 @@ impl Passing {
         self.ended = true;
         self.call.ends_with(status.code());
         Frame::trailers(grpc::trailers(&status))
-    }
-}
-
-/// The next frame that is not empty.
-fn poll_telling(
-    body: &mut Incoming,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-    loop {
-        let polled = Pin::new(&mut *body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
-            _ => return polled,
-        }
     }
 }

@@ -261,7 +261,8 @@ pub async fn rude_clients(cx: Case) -> Result<()> {
         let mut stream = UnixStream::connect(&path).await?;
         stream.write_all(bytes).await?;
         let mut answer = Vec::new();
-        let read = stream.take(1 << 20).read_to_end(&mut answer);
+        let mut rest = stream.take(1 << 20);
+        let read = rest.read_to_end(&mut answer);
         // Ended by the hook, with or without a word.
         let _ = tokio::time::timeout(Duration::from_secs(5), read).await?;
         ensure!(answer.len() < 1024, "{} bytes for nonsense", answer.len());
@@ -276,10 +277,14 @@ pub async fn rude_clients(cx: Case) -> Result<()> {
         }
         open.push(stream);
     }
-    let mut unread = Vec::new();
+    let mut unread = JoinSet::new();
     for _ in 0..100 {
         let mut cri = cx.lab.cri();
-        unread.push(cri.get_container_events(GetEventsRequest {}).await?);
+        // containerd answers when there is an event.
+        unread.spawn(async move {
+            let _unread = cri.get_container_events(GetEventsRequest {}).await;
+            std::future::pending::<()>().await;
+        });
     }
     let pod = cx.pod().start().await?;
     let container = Workload::counter().start(&pod).await?;

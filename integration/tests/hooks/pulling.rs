@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    process::{Child, Stdio},
+    process::Child,
     sync::Arc,
     time::Duration,
 };
@@ -134,7 +134,7 @@ pub async fn from_a_registry(cx: Case) -> Result<()> {
     let size = there.image.context("the image is not there")?.size;
     ensure!(size >= LAYER as u64, "{size} bytes");
     let pod = cx.pod().start().await?;
-    let mut container = pod
+    let container = pod
         .container("pulled")
         .image(&name)
         .shell("busybox wc -c </bulk")

@@ -182,6 +182,20 @@ async fn a_drain_lets_calls_end_and_cuts_streams_that_do_not() {
     assert!(ask(&sender, FUTURE, b"x").await.is_err());
 }
 
+#[tokio::test]
+async fn who_has_just_connected_makes_a_call_also_during_a_drain() {
+    let between = Between::start();
+    between.containerd(echo);
+    let sender = between.connect().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    between.drain.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let response = ask(&sender, FUTURE, b"first").await.unwrap();
+    let (data, _) = read(&mut response.into_body()).await.unwrap();
+    assert_eq!(data, b"first");
+    assert!(ask(&sender, FUTURE, b"second").await.is_err());
+}
+
 /// As long as it goes on: between an answer's head and its end there may be a moment.
 #[tokio::test]
 async fn an_answer_that_has_begun_is_not_cut_short() {

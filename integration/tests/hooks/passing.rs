@@ -277,14 +277,12 @@ pub async fn rude_clients(cx: Case) -> Result<()> {
         }
         open.push(stream);
     }
-    let mut unread = JoinSet::new();
+    // Calls whose answers nobody reads.
+    let call = version_call(PREFACE, &SETTINGS);
     for _ in 0..100 {
-        let mut cri = cx.lab.cri();
-        // containerd answers when there is an event.
-        unread.spawn(async move {
-            let _unread = cri.get_container_events(GetEventsRequest {}).await;
-            std::future::pending::<()>().await;
-        });
+        let mut stream = UnixStream::connect(&path).await?;
+        stream.write_all(&call).await?;
+        open.push(stream);
     }
     let pod = cx.pod().start().await?;
     let container = Workload::counter().start(&pod).await?;
@@ -301,4 +299,27 @@ pub async fn rude_clients(cx: Case) -> Result<()> {
         hook.resident_kib()?
     );
     Ok(())
+}
+
+/// What a client writes that calls `Version`, with every header spelled out.
+fn version_call(preface: &[u8], settings: &[u8]) -> Vec<u8> {
+    let headers: Vec<u8> = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/runtime.v1.RuntimeService/Version"),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+    .into_iter()
+    .flat_map(|(name, value)| {
+        // Literal, not indexed, not Huffman-coded.
+        let name = [&[0, name.len() as u8], name.as_bytes()].concat();
+        [&name, &[value.len() as u8][..], value.as_bytes()].concat()
+    })
+    .collect();
+    // HEADERS with END_HEADERS, and DATA of one empty message with END_STREAM, of stream 1.
+    let head = [0, 0, headers.len() as u8, 1, 4, 0, 0, 0, 1];
+    let data = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    [preface, settings, &head, &headers, &data].concat()
 }

@@ -12,8 +12,11 @@ use crate::ends::{Between, read, soon};
 const CHECKPOINT: &str = "/runtime.v1.RuntimeService/CheckpointContainer";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
-/// A collector that keeps what is exported: path and body.
-async fn collector(seen: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> String {
+/// Path and body of each export.
+type Exports = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
+/// A collector that keeps what is exported.
+async fn collector(seen: Exports) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -42,7 +45,7 @@ async fn collector(seen: Arc<Mutex<Vec<(String, Vec<u8>)>>>) -> String {
 
 #[tokio::test]
 async fn a_checkpoint_is_a_span_of_its_callers_trace() {
-    let seen = Arc::new(Mutex::new(Vec::new()));
+    let seen = Exports::default();
     let traces = Traces::to(collector(seen.clone()).await).unwrap();
     let between = Between::start_with(|intercept| intercept.traced(Some(traces.tracer())));
     // There is no containerd, so it fails.

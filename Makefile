@@ -51,6 +51,7 @@ build: deps ## Build the shim and the command, optimised, into target/release
 check: ## Formatting, lints, documentation and shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --features kybernate-hooks/otel -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
 	if command -v shellcheck >/dev/null; then shellcheck integration/lab/*.sh configs/install_shim.sh configs/package/*.sh configs/package/debian/p* .ci/run; else echo "shellcheck is not installed: scripts not checked"; fi
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi

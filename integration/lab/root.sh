@@ -16,7 +16,7 @@ base=${3:-}
 
 tools=busybox-static,mount,iproute2,iptables,nftables,procps,umoci,containernetworking-plugins
 apps=python3-minimal,redis-server,nginx-light,zstd,tar
-runtime=containerd,runc,criu,checkpointctl,ca-certificates
+runtime=containerd,runc,criu,checkpointctl,ca-certificates,docker-registry
 newer=(containerd runc criu checkpointctl libcompel1 libnet9 libnl-3-200)
 
 # The host's own mirror when the host is Debian: it is the nearest, or the only one it may use.

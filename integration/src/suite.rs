@@ -200,9 +200,10 @@ impl Suite {
         };
         let stage = Arc::new(Stage::new(self.name, self.images));
         let mut trials = Vec::new();
-        for distro in Distro::ALL {
-            for handler in Handler::ALL {
-                for case in &self.cases {
+        // Neighbours are in different labs, so that cases that run alone there run beside others.
+        for handler in Handler::ALL {
+            for case in &self.cases {
+                for distro in Distro::ALL {
                     let wanted = case.handlers.contains(&handler) && case.distros.contains(&distro);
                     if wanted && (case.when)(distro, handler) {
                         trials.push(trial(case, distro, handler, &stage, &runtime));

@@ -5,7 +5,8 @@
 //! SIGTERM, or another process at our path:
 //!   drain   GOAWAY on every connection; clients make new ones, to systemd's queue or to the
 //!           process that has come. Calls in flight go on.
-//!   +1 s    streams that never end by themselves are ended: UNAVAILABLE
+//!   +1 s    answers that have begun and then say nothing, as streams of events do, are ended:
+//!           UNAVAILABLE
 //!   limit   what is left goes with the process; checkpoints are rolled back first
 //! ```
 
@@ -26,6 +27,8 @@ pub use self::{
     notify::Notify,
     socket::{Listening, SocketError},
 };
+#[cfg(feature = "otel")]
+use crate::observe::traces::Traces;
 use crate::{
     intercept::Intercept,
     observe::{Endpoint, Metrics},
@@ -58,6 +61,27 @@ enum Stop {
 /// # Errors
 /// It can't start.
 pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
+    #[cfg(feature = "otel")]
+    let traces = Traces::from_env()?;
+    let served = serve(settings, |intercept| {
+        #[cfg(feature = "otel")]
+        let intercept = intercept.traced(traces.as_ref().map(Traces::tracer));
+        intercept
+    });
+    let served = served.await;
+    #[cfg(feature = "otel")]
+    if let Some(traces) = traces
+        && let Err(error) = traces.end().await
+    {
+        tracing::warn!("the last traces are lost: {error}");
+    }
+    served
+}
+
+async fn serve(
+    settings: Settings,
+    trace: impl FnOnce(Intercept) -> Intercept,
+) -> Result<(), Box<dyn Error>> {
     let settings = Arc::new(settings);
     let metrics = Arc::new(Metrics::default());
     let (drain, cut, roll_back) = (
@@ -65,7 +89,11 @@ pub async fn run(settings: Settings) -> Result<(), Box<dyn Error>> {
         CancellationToken::new(),
         CancellationToken::new(),
     );
-    let intercept = Intercept::new(settings.clone(), metrics.clone(), roll_back.clone());
+    let intercept = trace(Intercept::new(
+        settings.clone(),
+        metrics.clone(),
+        roll_back.clone(),
+    ));
     let checkpoints = intercept.running();
     let containerd: Arc<std::path::Path> = settings.containerd.socket.as_path().into();
     if !settings.hooks.metrics.is_empty() {

@@ -18,6 +18,8 @@ mod deadline;
 mod error;
 mod subject;
 mod take;
+#[cfg(feature = "otel")]
+mod trace;
 
 use std::{
     sync::{
@@ -56,6 +58,8 @@ pub struct Intercept {
     stop: CancellationToken,
     first: u64,
     count: AtomicU64,
+    #[cfg(feature = "otel")]
+    tracer: Option<Arc<opentelemetry_sdk::trace::SdkTracer>>,
 }
 
 /// How a call went.
@@ -81,7 +85,17 @@ impl Intercept {
             stop,
             first: now.map_or(0, |since| since.as_secs()),
             count: AtomicU64::new(1),
+            #[cfg(feature = "otel")]
+            tracer: None,
         }
+    }
+
+    /// Leaves spans with this tracer, if there is one.
+    #[cfg(feature = "otel")]
+    #[must_use]
+    pub fn traced(mut self, tracer: Option<Arc<opentelemetry_sdk::trace::SdkTracer>>) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// Checkpoints that have not ended, to wait for.
@@ -124,6 +138,8 @@ impl Intercept {
             asked,
             settings: self.settings.clone(),
             metrics: self.metrics.clone(),
+            #[cfg(feature = "otel")]
+            trace: (self.tracer.clone()).map(|tracer| trace::Trace::of(tracer, &parts.headers)),
         };
         match self.run(order).await {
             Outcome::Foreign => {

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use kybernate_config::{Settings, names::KUBERNETES_NAMESPACE, request::Progress};
@@ -34,6 +34,9 @@ pub(super) struct Order {
     pub(super) settings: Arc<Settings>,
     /// Where it is counted.
     pub(super) metrics: Arc<Metrics>,
+    /// Where its spans go.
+    #[cfg(feature = "otel")]
+    pub(super) trace: Option<super::trace::Trace>,
 }
 
 /// Does it. `cancel` makes the shim roll back, which is waited for.
@@ -41,14 +44,23 @@ pub(super) fn on_this_thread(order: &Order, cancel: &CancellationToken) -> Outco
     let span = tracing::info_span!("checkpoint", request = %order.id);
     let _inside = span.enter();
     let begun = Instant::now();
+    let mut phases = Phases::default();
     let taken = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| CallError::Runtime { source })
-        .and_then(|runtime| runtime.block_on(take(order, cancel)));
+        .and_then(|runtime| runtime.block_on(take(order, cancel, &mut phases)));
     match taken {
         Ok(None) => Outcome::Foreign,
         Ok(Some(checkpoint)) => {
+            let phases = phases.took(Duration::from_millis(checkpoint.result.total_ms));
+            for phase in &phases {
+                order.metrics.phase(&phase.name, phase.took);
+            }
+            #[cfg(feature = "otel")]
+            if let Some(trace) = &order.trace {
+                trace.end(order, &phases, Ok(&checkpoint));
+            }
             order.metrics.taken(&checkpoint.result);
             audit::taken(order, &checkpoint);
             prune(order, &checkpoint.output);
@@ -57,13 +69,22 @@ pub(super) fn on_this_thread(order: &Order, cancel: &CancellationToken) -> Outco
         Err(error) => {
             let status = error.status(&order.deadline);
             order.metrics.failed(&error.cause(), begun.elapsed());
+            #[cfg(feature = "otel")]
+            if let Some(trace) = &order.trace {
+                let until = phases.since().elapsed().unwrap_or_default();
+                trace.end(order, &phases.took(until), Err(&status));
+            }
             audit::failed(order, &status, begun.elapsed());
             Outcome::Failed(status)
         }
     }
 }
 
-async fn take(order: &Order, cancel: &CancellationToken) -> Result<Option<Checkpoint>, CallError> {
+async fn take(
+    order: &Order,
+    cancel: &CancellationToken,
+    phases: &mut Phases,
+) -> Result<Option<Checkpoint>, CallError> {
     let asked = &order.asked;
     let connection = Connection::open(&order.settings.containerd.socket)
         .await
@@ -90,9 +111,9 @@ async fn take(order: &Order, cancel: &CancellationToken) -> Result<Option<Checkp
         space_check: true,
         requester: Some(format!("CRI: {} (request {})", order.caller, order.id)),
     };
-    let mut phases = Phases::default();
     let mut update = |update| match update {
         Update::Started { id, memory_bytes } => {
+            phases.since = Some(SystemTime::now());
             tracing::info!(
                 id,
                 memory_bytes,
@@ -113,9 +134,6 @@ async fn take(order: &Order, cancel: &CancellationToken) -> Result<Option<Checkp
         cancel.cancelled(),
     )
     .await?;
-    for (phase, took) in phases.took(Duration::from_millis(taken.result.total_ms)) {
-        order.metrics.phase(&phase, took);
-    }
     Ok(Some(taken))
 }
 
@@ -172,30 +190,55 @@ fn late(order: &Order) -> CheckpointError {
     }
 }
 
+/// A part of a checkpoint.
+#[derive(Debug, Clone)]
+pub(super) struct Phase {
+    /// The shim's name for it.
+    pub(super) name: String,
+    /// When it began.
+    #[cfg_attr(not(feature = "otel"), allow(dead_code))]
+    pub(super) begun: SystemTime,
+    /// How long it took.
+    pub(super) took: Duration,
+}
+
 /// When which phase began, from the shim's reports.
 #[derive(Debug, Default)]
-struct Phases(Vec<(String, Duration)>);
+struct Phases {
+    /// When the shim was asked. Its reports count from there.
+    since: Option<SystemTime>,
+    begun: Vec<(String, Duration)>,
+}
 
 impl Phases {
     fn see(&mut self, progress: &Progress) {
         if self
-            .0
+            .begun
             .last()
             .is_none_or(|(name, _)| *name != progress.phase)
         {
             let since = Duration::from_millis(progress.elapsed_ms);
-            self.0.push((progress.phase.clone(), since));
+            self.begun.push((progress.phase.clone(), since));
         }
     }
 
+    fn since(&self) -> SystemTime {
+        self.since.unwrap_or_else(SystemTime::now)
+    }
+
     /// How long each took, when all ended after `total`.
-    fn took(self, total: Duration) -> Vec<(String, Duration)> {
-        let ends: Vec<_> = self.0.iter().skip(1).map(|(_, begun)| *begun).collect();
+    fn took(self, total: Duration) -> Vec<Phase> {
+        let since = self.since();
+        let ends: Vec<_> = self.begun.iter().skip(1).map(|(_, begun)| *begun).collect();
         let ends = ends.into_iter().chain([total]);
-        self.0
+        self.begun
             .into_iter()
             .zip(ends)
-            .map(|((name, begun), end)| (name, end.saturating_sub(begun)))
+            .map(|((name, begun), end)| Phase {
+                name,
+                begun: since + begun,
+                took: end.saturating_sub(begun),
+            })
             .collect()
     }
 }
@@ -218,7 +261,7 @@ mod tests {
         let took: Vec<_> = phases
             .took(Duration::from_millis(150))
             .into_iter()
-            .map(|(name, took)| (name, took.as_millis()))
+            .map(|phase| (phase.name, phase.took.as_millis()))
             .collect();
         let wanted = [("freeze", 8), ("dump", 100), ("sync", 40)];
         assert_eq!(took, wanted.map(|(name, ms)| (name.to_owned(), ms)));

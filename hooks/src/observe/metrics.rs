@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,6 +31,8 @@ const CHECKPOINT_BUCKETS: [f64; 13] = [
 const RATIO_BUCKETS: [f64; 8] = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0];
 /// Method of calls that containerd does not know or that can't be named.
 const OTHER: &str = "other";
+/// Methods that have numbers of their own. The CRI has some forty.
+const METHODS_MAX: usize = 128;
 
 type Label = (&'static str, Cow<'static, str>);
 type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
@@ -41,6 +43,7 @@ pub struct Metrics {
     registry: Registry,
     calls: Family<[Label; 2], Counter>,
     seconds: Histograms,
+    methods: AtomicUsize,
     in_flight: Gauge<i64, AtomicI64>,
     connections: Gauge<i64, AtomicI64>,
     away: Counter<u64, AtomicU64>,
@@ -131,6 +134,7 @@ impl Default for Metrics {
             registry,
             calls,
             seconds,
+            methods: AtomicUsize::new(0),
             in_flight,
             connections,
             away,
@@ -211,6 +215,16 @@ impl Metrics {
         self.removed_bytes.inc_by(removed.bytes);
     }
 
+    /// The label of a method; those that come when there are many already share one.
+    fn label(&self, method: Cow<'static, str>) -> Label {
+        let label = ("method", method);
+        let known = self.seconds.get(std::array::from_ref(&label)).is_some();
+        if known || self.methods.fetch_add(1, Ordering::Relaxed) < METHODS_MAX {
+            return label;
+        }
+        ("method", OTHER.into())
+    }
+
     fn ended(&self, result: &str, after: Duration) {
         let label = [("result", result.to_owned().into())];
         self.checkpoints.get_or_create(&label).inc();
@@ -252,8 +266,8 @@ impl Drop for Call {
         if code == Code::Unimplemented {
             self.method = OTHER.into();
         }
-        let method = ("method", std::mem::take(&mut self.method));
         let metrics = &self.metrics;
+        let method = metrics.label(std::mem::take(&mut self.method));
         metrics.in_flight.dec();
         let seconds = metrics.seconds.get_or_create(std::array::from_ref(&method));
         seconds.observe(self.begun.elapsed().as_secs_f64());
@@ -345,6 +359,22 @@ mod tests {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }
         assert!(!text.contains("Invented"));
+    }
+
+    #[test]
+    fn names_without_number_share_one() {
+        let metrics = Arc::new(Metrics::default());
+        for n in 0..METHODS_MAX + 10 {
+            drop(metrics.call(&format!("/runtime.v1.RuntimeService/M{n}")));
+        }
+        let text = metrics.text();
+        let lines = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+        assert_eq!(lines("kybernate_cri_calls_total"), METHODS_MAX + 1);
+        let shared = r#"kybernate_cri_calls_total{method="other",code="CANCELLED"} 10"#;
+        assert!(text.contains(shared), "{text}");
+        drop(metrics.call("/runtime.v1.RuntimeService/M0"));
+        let known = r#"kybernate_cri_calls_total{method="RuntimeService/M0",code="CANCELLED"} 2"#;
+        assert!(metrics.text().contains(known));
     }
 
     #[test]

@@ -1,21 +1,30 @@
 //! Bodies on their way. Both kinds keep their length to themselves, so that no header is made
 //! up from it.
+//!
+//! HTTP/2's flow control holds from end to end: a frame is taken from one side only when the other
+//! has sent the one before.
 
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::{grpc, upstream};
 use crate::observe::Call;
+
+/// An answer that goes on and on may say nothing for so long before it is ended. One that is about
+/// to end has more to say at once.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The body of a request to containerd.
 #[derive(Debug)]
@@ -64,6 +73,8 @@ struct Passing {
     call: Call,
     /// Completes when answers that go on and on have to end.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Completes when nothing was said for long since then.
+    quiet: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
@@ -80,13 +91,15 @@ impl Reply {
         Self(Kind::Local(Some(data), Some(trailers)))
     }
 
-    /// A body from containerd. `cut` ends it when it has nothing to say.
+    /// A body from containerd. After `cut` it is ended when it has
+    /// nothing to say for a while.
     #[must_use]
     pub fn passing(body: Incoming, call: Call, cut: WaitForCancellationFutureOwned) -> Self {
         Self(Kind::Passing(Box::new(Passing {
             body,
             call,
             cut: Box::pin(cut),
+            quiet: None,
             ended: false,
         })))
     }
@@ -125,6 +138,7 @@ impl Passing {
         }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
+                self.quiet = None;
                 if let Some(code) = frame.trailers_ref().and_then(grpc::code) {
                     self.call.ends_with(code);
                 }
@@ -140,13 +154,13 @@ impl Passing {
                 Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
             }
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => match self.cut.as_mut().poll(cx) {
-                Poll::Ready(()) => {
-                    let text = "kybernate-cri-hooks is being restarted";
-                    Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
-                }
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => {
+                ready!(self.cut.as_mut().poll(cx));
+                let quiet = self.quiet.get_or_insert_with(|| Box::pin(sleep(QUIET)));
+                ready!(quiet.as_mut().poll(cx));
+                let text = "kybernate-cri-hooks is being restarted";
+                Poll::Ready(Some(Ok(self.end(Status::unavailable(text)))))
+            }
         }
     }
 

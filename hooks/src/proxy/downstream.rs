@@ -1,11 +1,11 @@
 //! A connection of a client, served until it ends or the process does.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use http::{Request, Response, Uri, uri::PathAndQuery};
 use hyper::{body::Incoming, server::conn::http2::Builder, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -17,6 +17,9 @@ use crate::{intercept::Intercept, observe::Metrics};
 
 /// Authority of requests that name none.
 const AUTHORITY: &str = "localhost";
+/// How long a client that has just connected may take for its first call before it is told to go.
+/// Not every client makes a call again that met a GOAWAY.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +98,7 @@ impl Proxy {
         let connection = Arc::new(Downstream {
             caller: Caller::of(&stream),
             upstream: Upstream::new(self.containerd.clone()),
+            asked: Notify::new(),
             proxy: self.clone(),
         });
         tracing::debug!(caller = %connection.caller, "connected");
@@ -114,9 +118,12 @@ impl Proxy {
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = &mut serving => ended,
-            () = self.drain.cancelled() => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+            () = self.drain.cancelled() => tokio::select! {
+                ended = &mut serving => ended,
+                _ = timeout(FRESH, connection.asked.notified()) => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
             }
         };
         // A client that goes without saying so is nothing to worry about.
@@ -132,6 +139,8 @@ impl Proxy {
 struct Downstream {
     caller: Caller,
     upstream: Upstream,
+    /// Has a permit once there was a call.
+    asked: Notify,
     proxy: Arc<Proxy>,
 }
 
@@ -140,6 +149,7 @@ impl Downstream {
         self: Arc<Self>,
         request: Request<Incoming>,
     ) -> Result<Response<Reply>, hyper::Error> {
+        self.asked.notify_one();
         let path = request.uri().path();
         let mut call = self.proxy.metrics.call(path);
         if path == grpc::CHECKPOINT_CONTAINER {

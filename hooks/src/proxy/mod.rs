@@ -25,9 +25,10 @@ pub use self::{
 };
 
 /// HTTP/2 flow control of one stream, in bytes: how much of an answer is on its way while its
-/// reader is slow.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// HTTP/2 flow control of one connection.
+/// reader is slow. Both sides are on this machine, so that little is enough to keep it going.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// HTTP/2 flow control of one connection: what streams that nobody reads may take of it before
+/// others stand still as well.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Room for headers and trailers; error texts travel there.
 const HEADERS_MAX: u32 = 1 << 20;

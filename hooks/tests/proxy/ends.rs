@@ -26,6 +26,10 @@ pub struct Between {
 
 impl Between {
     pub fn start() -> Self {
+        Self::start_with(|intercept| intercept)
+    }
+
+    pub fn start_with(trace: impl FnOnce(Intercept) -> Intercept) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let containerd: Arc<Path> = dir.path().join("containerd").into();
         let mut settings = Settings::default();
@@ -33,6 +37,7 @@ impl Between {
         let metrics = Arc::new(Metrics::default());
         let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
         let intercept = Intercept::new(settings.into(), metrics.clone(), CancellationToken::new());
+        let intercept = trace(intercept);
         let proxy = Arc::new(Proxy::new(
             containerd,
             intercept,

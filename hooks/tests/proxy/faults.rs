@@ -10,7 +10,7 @@ use tokio::{
     sync::Notify,
 };
 
-use crate::ends::{Between, FUTURE, ask, echo, head, read, request, soon};
+use crate::ends::{Between, FUTURE, ask, echo, head, ok, read, request, soon};
 
 /// Tells when a call has ended, also with its connection.
 struct Gone(Arc<Notify>);
@@ -180,6 +180,41 @@ async fn a_drain_lets_calls_end_and_cuts_streams_that_do_not() {
     assert_eq!(trailers.unwrap()["grpc-status"], "14");
     // The connection was told to go, and takes no more.
     assert!(ask(&sender, FUTURE, b"x").await.is_err());
+}
+
+#[tokio::test]
+async fn who_has_just_connected_makes_a_call_also_during_a_drain() {
+    let between = Between::start();
+    between.containerd(echo);
+    let sender = between.connect().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    between.drain.cancel();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let response = ask(&sender, FUTURE, b"first").await.unwrap();
+    let (data, _) = read(&mut response.into_body()).await.unwrap();
+    assert_eq!(data, b"first");
+    assert!(ask(&sender, FUTURE, b"second").await.is_err());
+}
+
+/// As long as it goes on: between an answer's head and its end there may be a moment.
+#[tokio::test]
+async fn an_answer_that_has_begun_is_not_cut_short() {
+    let between = Between::start();
+    between.containerd(|_, mut respond| async move {
+        let mut stream = head(&mut respond);
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let _ = stream.send_data(Bytes::from_static(b"part"), false);
+        }
+        let _ = stream.send_trailers(ok());
+    });
+    let sender = between.connect().await;
+    let response = ask(&sender, FUTURE, b"x").await.unwrap();
+    between.drain.cancel();
+    between.cut.cancel();
+    let (data, trailers) = read(&mut response.into_body()).await.unwrap();
+    assert_eq!(data, b"partpartpartpart");
+    assert_eq!(trailers, Some(ok()));
 }
 
 #[tokio::test]

@@ -3,4 +3,7 @@
 
 mod ends;
 mod faults;
+mod flow;
 mod passing;
+#[cfg(feature = "otel")]
+mod traces;

@@ -131,7 +131,7 @@ async fn thousands_of_calls_at_once_all_pass() {
     between.containerd(echo);
     let sender = between.connect().await;
     let mut calls = tokio::task::JoinSet::new();
-    for n in 0..3000u32 {
+    for n in 0..4000u32 {
         let sender = sender.clone();
         calls.spawn(async move {
             let response = ask(&sender, FUTURE, &n.to_be_bytes()).await.unwrap();

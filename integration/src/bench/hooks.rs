@@ -25,6 +25,8 @@ const PACE: Duration = Duration::from_millis(25);
 const CALLS: usize = 200;
 /// Containers that are listed.
 const CONTAINERS: usize = 10;
+/// Connections and calls on each that are made all at once.
+const BURST: (usize, usize) = (32, 125);
 const SOCKET: &str = "/run/kybernate-bench.sock";
 const PID: &str = "/run/kybernate-bench.pid";
 
@@ -117,7 +119,7 @@ async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
     }
     writeln!(
         text,
-        "\nResident memory after that: {} KiB.",
+        "\nResident memory of the hook after that: {} KiB.",
         resident(lab)?
     )?;
     if soak > 0 {
@@ -130,6 +132,17 @@ async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
             resident(lab)?
         )?;
     }
+    lab.route_cri(Some(SOCKET));
+    let burst: Vec<Cri> = (0..BURST.0).map(|_| lab.cri()).collect();
+    lab.route_cri(None);
+    at_once(&burst, BURST.1).await?;
+    writeln!(
+        text,
+        "After {} calls at once on {} connections: {} KiB.",
+        BURST.0 * BURST.1,
+        BURST.0,
+        resident(lab)?
+    )?;
     pod.remove().await?;
     Ok(text)
 }
@@ -220,6 +233,20 @@ async fn soaked(clients: &[Cri], calls: u64) -> Result<()> {
             }
             anyhow::Ok(())
         });
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+async fn at_once(clients: &[Cri], calls: usize) -> Result<()> {
+    let mut running = JoinSet::new();
+    for client in clients {
+        for _ in 0..calls {
+            let mut client = client.clone();
+            running.spawn(async move { call(&mut client, Method::Version).await });
+        }
     }
     while let Some(done) = running.join_next().await {
         done??;

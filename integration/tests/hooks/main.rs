@@ -3,6 +3,7 @@
 
 mod hook;
 mod passing;
+mod pulling;
 mod restarts;
 mod taking;
 
@@ -35,6 +36,12 @@ fn main() -> ExitCode {
         .case("two_hundred_containers", passing::two_hundred_containers)
         .handlers(CLASS)
         .limit(LONG)
+        .alone()
+        .case("from_a_registry", pulling::from_a_registry)
+        .handlers(CLASS)
+        .alone()
+        .case("rude_clients", passing::rude_clients)
+        .handlers(CLASS)
         .alone()
         .case("thousands_of_calls", passing::thousands_of_calls)
         .handlers(CLASS)

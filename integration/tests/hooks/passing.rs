@@ -9,7 +9,11 @@ use kybernate_hooks::cri::v1::{
     ListContainersRequest, ListImagesRequest, PortForwardRequest, StatusRequest, VersionRequest,
 };
 use kybernate_integration::{Case, checkpoint::run, within, workload::Workload};
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    task::JoinSet,
+};
 
 use crate::hook::{Hook, SOCKET, images};
 
@@ -237,4 +241,85 @@ pub async fn thousands_of_calls(cx: Case) -> Result<()> {
     let text = hook.get("/metrics").await?;
     ensure!(text.contains("kybernate_cri_calls_in_flight 0"), "{text}");
     Ok(())
+}
+
+/// Clients that talk nonsense, fall silent, stop half way or never read are nobody's trouble.
+pub async fn rude_clients(cx: Case) -> Result<()> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let hook = Hook::start(&cx.lab).await?;
+    let path = cx.lab.path(SOCKET);
+    let nonsense: [&[u8]; 4] = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        &[0xff; 4096],
+        // A frame longer than any may be, and HPACK that is none.
+        &[PREFACE, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+        &[PREFACE, &SETTINGS, &[0, 0, 2, 1, 5, 0, 0, 0, 1, 0xff, 0xff]].concat(),
+    ];
+    let mut open = Vec::new();
+    for bytes in nonsense.iter().cycle().take(40) {
+        let mut stream = UnixStream::connect(&path).await?;
+        stream.write_all(bytes).await?;
+        let mut answer = Vec::new();
+        let mut rest = stream.take(1 << 20);
+        let read = rest.read_to_end(&mut answer);
+        // Ended by the hook, with or without a word.
+        let _ = tokio::time::timeout(Duration::from_secs(5), read).await?;
+        ensure!(answer.len() < 1024, "{} bytes for nonsense", answer.len());
+    }
+    for n in 0..100 {
+        let mut stream = UnixStream::connect(&path).await?;
+        if n % 2 == 0 {
+            stream.write_all(&PREFACE[..n % PREFACE.len()]).await?;
+        }
+        if n % 4 == 0 {
+            stream.shutdown().await?;
+        }
+        open.push(stream);
+    }
+    // Calls whose answers nobody reads.
+    let call = version_call(PREFACE, &SETTINGS);
+    for _ in 0..100 {
+        let mut stream = UnixStream::connect(&path).await?;
+        stream.write_all(&call).await?;
+        open.push(stream);
+    }
+    let pod = cx.pod().start().await?;
+    let container = Workload::counter().start(&pod).await?;
+    ensure!(container.shell("echo well").await? == "well");
+    let begun = std::time::Instant::now();
+    for _ in 0..100 {
+        cx.lab.cri().version(VersionRequest::default()).await?;
+    }
+    let took = begun.elapsed();
+    ensure!(took < Duration::from_secs(5), "100 calls took {took:?}");
+    ensure!(hook.get("/healthz").await?.starts_with("HTTP/1.1 200"));
+    eprintln!(
+        "resident beside 200 rude clients: {} KiB",
+        hook.resident_kib()?
+    );
+    Ok(())
+}
+
+/// What a client writes that calls `Version`, with every header spelled out.
+fn version_call(preface: &[u8], settings: &[u8]) -> Vec<u8> {
+    let headers: Vec<u8> = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/runtime.v1.RuntimeService/Version"),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+    .into_iter()
+    .flat_map(|(name, value)| {
+        // Literal, not indexed, not Huffman-coded.
+        let name = [&[0, name.len() as u8], name.as_bytes()].concat();
+        [&name, &[value.len() as u8][..], value.as_bytes()].concat()
+    })
+    .collect();
+    // HEADERS with END_HEADERS, and DATA of one empty message with END_STREAM, of stream 1.
+    let head = [0, 0, headers.len() as u8, 1, 4, 0, 0, 0, 1];
+    let data = [0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    [preface, settings, &head, &headers, &data].concat()
 }

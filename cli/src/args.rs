@@ -249,7 +249,7 @@ pub struct Install {
     /// Take the CRI hooks away
     #[arg(long)]
     pub without_hooks: bool,
-    /// Let containerd launch the NRI plugin [default]
+    /// Let containerd launch the NRI plugin (default)
     #[arg(long, conflicts_with = "without_nri")]
     pub with_nri: bool,
     /// Install no NRI plugin, and leave NRI's switch alone

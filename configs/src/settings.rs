@@ -65,6 +65,12 @@ pub struct CheckpointSettings {
     pub work_dir: PathBuf,
     /// Seconds after which a checkpoint rolls back, whatever deadline its caller set.
     pub timeout_s: u64,
+    /// Seconds after a checkpoint within which containerd must resume a container that it paused
+    /// for it; later the shim does.
+    pub resume_within_s: u64,
+    /// Where it is noted what a checkpoint or restore has to undo should its shim die. Best on
+    /// tmpfs: after a restart of the node there is nothing to undo.
+    pub journal_dir: PathBuf,
 }
 
 /// `[restore]`
@@ -108,6 +114,8 @@ impl Default for CheckpointSettings {
             buffer: "auto".into(),
             work_dir: "/run/kybernate/dump".into(),
             timeout_s: 3600,
+            resume_within_s: 10,
+            journal_dir: "/run/kybernate/journal".into(),
         }
     }
 }
@@ -209,6 +217,7 @@ impl Settings {
             }
         };
         path("KYBERNATE_WORK_DIR", &mut self.checkpoint.work_dir);
+        path("KYBERNATE_JOURNAL_DIR", &mut self.checkpoint.journal_dir);
         path("KYBERNATE_RESTORE_MEMORY_DIR", &mut self.restore.memory_dir);
         path("KYBERNATE_RESTORE_DISK_DIR", &mut self.restore.disk_dir);
         path("KYBERNATE_CONTAINERD_SOCKET", &mut self.containerd.socket);
@@ -248,6 +257,10 @@ impl Settings {
         number(
             "KYBERNATE_CHECKPOINT_TIMEOUT_S",
             &mut self.checkpoint.timeout_s,
+        )?;
+        number(
+            "KYBERNATE_RESUME_WITHIN_S",
+            &mut self.checkpoint.resume_within_s,
         )?;
         number("KYBERNATE_HOOKS_DRAIN_S", &mut self.hooks.drain_s)?;
         number("KYBERNATE_RETENTION_PER_POD", &mut self.retention.per_pod)?;

@@ -173,7 +173,11 @@ impl TaskService {
         })
     }
 
-    async fn do_checkpoint(&self, r: CheckpointTaskRequest) -> Result<Empty, TaskError> {
+    async fn do_checkpoint(
+        &self,
+        r: CheckpointTaskRequest,
+        timeout_nano: i64,
+    ) -> Result<Empty, TaskError> {
         let container = self.container(&r.id)?;
         let request = checkpoint::Task {
             path: r.path.clone().into(),
@@ -183,6 +187,10 @@ impl TaskService {
                 .map(checkpoint_options)
                 .transpose()?
                 .flatten(),
+            caller: checkpoint::Caller::of(
+                &std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
+                timeout_nano,
+            ),
         };
         let gone = CancellationToken::new();
         // Cancelled when this future ends by whatever cause; harmless after the checkpoint.
@@ -278,8 +286,8 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, r: CheckpointTaskRequest) -> Reply<Empty> {
-        Ok(self.do_checkpoint(r).await?)
+    async fn checkpoint(&self, cx: &TtrpcContext, r: CheckpointTaskRequest) -> Reply<Empty> {
+        Ok(self.do_checkpoint(r, cx.timeout_nano).await?)
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> Reply<Empty> {

@@ -219,6 +219,14 @@ fn hold(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
+/// All processes in a cgroup's directory and below it.
+#[must_use]
+pub fn pids_below(directory: &Path) -> Vec<u32> {
+    let mut pids = Vec::new();
+    collect_pids(directory, &mut pids);
+    pids
+}
+
 fn collect_pids(directory: &Path, pids: &mut Vec<u32>) {
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     pids.extend(

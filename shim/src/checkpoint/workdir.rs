@@ -11,10 +11,16 @@ use std::{
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
+    /// Where [`WorkDir::create`] makes one.
+    #[must_use]
+    pub fn place(parent: &Path, namespace: &str, id: &str) -> PathBuf {
+        parent.join(format!("{namespace}-{id}"))
+    }
+
     /// Makes `<parent>/<namespace>-<id>`, mode 0700, empty. What an earlier attempt left there
     /// goes away: a container has one operation at a time.
     pub fn create(parent: &Path, namespace: &str, id: &str) -> io::Result<Self> {
-        let path = parent.join(format!("{namespace}-{id}"));
+        let path = Self::place(parent, namespace, id);
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}

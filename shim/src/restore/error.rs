@@ -112,6 +112,22 @@ pub enum RestoreError {
     /// `deleted.files` is not what this build writes.
     #[error("deleted.files of the archive does not parse: {0}")]
     Deleted(#[source] serde_json::Error),
+    /// A step could not be begun.
+    #[error("cannot begin the step {step} of the restore: {source}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What an earlier operation has left stands in the way.
+    #[error("cannot begin a restore of container {id}: {left}")]
+    Unsettled {
+        /// The container.
+        id: String,
+        /// What is left, and what to do.
+        left: String,
+    },
     /// Something on the host.
     #[error("cannot {action} {path}: {source}")]
     Host {
@@ -136,6 +152,11 @@ impl RestoreError {
                 Class::FailedPrecondition
             }
             Self::Space { .. } => Class::ResourceExhausted,
+            Self::Step { source, .. } | Self::Host { source, .. }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                Class::ResourceExhausted
+            }
             Self::Gpu(error) => error.class(),
             _ => Class::Unknown,
         }

@@ -16,9 +16,11 @@ mod stage;
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use kybernate_config::Settings;
+use kybernate_cuda::process::Process;
 use kybernate_oci::{
     archive::Archive,
     manifest::Gpu,
@@ -33,8 +35,10 @@ use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
     criu::{self, log},
+    fault,
     gpu::Wake,
     io::Stdio,
+    journal::{self, Intent, Journal, Operation, Paused},
     spec::SpecFacts,
 };
 
@@ -60,6 +64,74 @@ pub struct Prepared {
     images: PathBuf,
     work: PathBuf,
     gpu: Option<Gpu>,
+    /// The last field: it ends when what was staged is gone.
+    record: Noted,
+}
+
+/// The journal of a restore, which ends when this is dropped. After a panic the guardian looks
+/// what is left.
+#[derive(Debug, Clone)]
+struct Noted(Arc<Journal>);
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && Arc::strong_count(&self.0) == 1 {
+            self.0.end();
+        }
+    }
+}
+
+impl Noted {
+    async fn begin(facts: &ContainerFacts, settings: &Settings) -> Result<Self, RestoreError> {
+        let left = |left| RestoreError::Unsettled {
+            id: facts.id.clone(),
+            left,
+        };
+        let places = [&settings.restore.memory_dir, &settings.restore.disk_dir];
+        let intent = Intent {
+            version: journal::VERSION,
+            operation: Operation::Restore,
+            namespace: facts.namespace.clone(),
+            id: facts.id.clone(),
+            shim: Process::now(std::process::id())
+                .ok_or_else(|| left("/proc is not mounted".into()))?,
+            freezer: None,
+            paused: Paused::No,
+            gpu: settings.gpu.clone(),
+            remove: places
+                .map(|place| WorkDir::place(place, &facts.namespace, &facts.id))
+                .to_vec(),
+            fills: None,
+        };
+        let directory = &settings.checkpoint.journal_dir;
+        let journal = journal::open(directory, intent, facts.runc.reaper()).await;
+        Ok(Self(Arc::new(journal.map_err(left)?)))
+    }
+
+    /// Begins a step, on a thread that may block.
+    fn step(&self, step: &'static str) -> Result<(), RestoreError> {
+        let begun = self.0.step(step).and_then(|()| fault::block_at(step));
+        begun.map_err(|source| RestoreError::Step { step, source })
+    }
+
+    /// Begins a step.
+    async fn enter(&self, step: &'static str) -> Result<(), RestoreError> {
+        let begun = self.0.step(step);
+        let begun = match begun {
+            Ok(()) => fault::at(step).await,
+            failed => failed,
+        };
+        begun.map_err(|source| RestoreError::Step { step, source })
+    }
+
+    /// Ends whatever a failed step has started.
+    async fn undo(&self) {
+        let journal = Arc::clone(&self.0);
+        let undone = tokio::task::spawn_blocking(move || journal.undo()).await;
+        if let Err(left) = undone.unwrap_or_else(|bug| Err(bug.to_string())) {
+            tracing::error!(left, "a restore has left something");
+        }
+    }
 }
 
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
@@ -69,8 +141,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
     let criu = criu::Version::text(&facts.runc).await;
     let path = match source {
         Source::Images(path) => {
+            let record = Noted::begin(facts, &settings).await?;
             let facts = facts.clone();
-            return blocking(move || Prepared::from_images(&path, &facts, &settings)).await;
+            return blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await;
         }
         Source::Archive(path) => path,
     };
@@ -82,8 +155,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
     if let Some(gpu) = archive.manifest().gpu.clone() {
         wake(gpu, facts, &settings).await?.release().await?;
     }
+    let record = Noted::begin(facts, &settings).await?;
     let facts = facts.clone();
-    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings)).await
+    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record)).await
 }
 
 /// Makes sure that this node's GPUs can take over what the archive's held.
@@ -120,6 +194,21 @@ pub async fn start(
     stdio: &mut Stdio,
     pid_file: &Path,
 ) -> Result<Option<Wake>, RestoreError> {
+    let started = start_processes(&prepared, facts, stdio, pid_file).await;
+    if started.is_err() {
+        prepared.record.undo().await;
+    }
+    started
+}
+
+async fn start_processes(
+    prepared: &Prepared,
+    facts: &ContainerFacts,
+    stdio: &mut Stdio,
+    pid_file: &Path,
+) -> Result<Option<Wake>, RestoreError> {
+    let record = &prepared.record;
+    record.enter("restore").await?;
     let settings = Settings::load()?;
     let gpu = match prepared.gpu.clone() {
         Some(gpu) => Some(wake(gpu, facts, &settings).await?),
@@ -157,15 +246,17 @@ pub async fn start(
     }
     stdio.attach(&mut command);
     command.arg(&facts.id);
-    facts
-        .runc
-        .run_attached(command)
-        .await
-        .map_err(|runc| RestoreError::Processes {
-            id: facts.id.clone(),
-            criu: log::explain(&prepared.work.join(LOG)),
-            runc,
-        })?;
+    let failed = |runc| RestoreError::Processes {
+        id: facts.id.clone(),
+        criu: log::explain(&prepared.work.join(LOG)),
+        runc,
+    };
+    let mut child = facts.runc.spawn(command).map_err(failed)?;
+    let noted = record.0.programs([child.pid()]);
+    child.wait().await.map_err(failed)?;
+    let step = "restore";
+    noted.map_err(|source| RestoreError::Step { step, source })?;
+    record.enter("restored").await?;
     Ok(gpu)
 }
 
@@ -204,9 +295,11 @@ impl Prepared {
         archive: &Archive,
         facts: &ContainerFacts,
         settings: &Settings,
+        record: Noted,
     ) -> Result<Self, RestoreError> {
         let manifest = archive.manifest();
-        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest))?;
+        record.step("stage")?;
+        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest), &record)?;
         restore.gpu.clone_from(&manifest.gpu);
         stage::extract(archive, restore.staging.path()).map_err(|source| {
             RestoreError::Archive {
@@ -215,6 +308,7 @@ impl Prepared {
             }
         })?;
 
+        record.step("apply")?;
         // Every byte is what it was. Only now does anything of it leave the staging directory.
         let deleted = stage::deleted(&files)?;
         let spec = SpecFacts::read_whole(&facts.bundle)?;
@@ -242,8 +336,11 @@ impl Prepared {
         path: &Path,
         facts: &ContainerFacts,
         settings: &Settings,
+        record: Noted,
     ) -> Result<Self, RestoreError> {
-        let (restore, files) = Self::staged(facts, settings, stage::directory_size(path)?)?;
+        let bytes = stage::directory_size(path)?;
+        record.step("stage")?;
+        let (restore, files) = Self::staged(facts, settings, bytes, &record)?;
         stage::copy(path, &restore.images)?;
         remove(&files)?;
         Ok(restore)
@@ -254,6 +351,7 @@ impl Prepared {
         facts: &ContainerFacts,
         settings: &Settings,
         bytes: u64,
+        record: &Noted,
     ) -> Result<(Self, PathBuf), RestoreError> {
         let parent = stage::place(&settings.restore, bytes)?;
         let make = || {
@@ -267,6 +365,7 @@ impl Prepared {
                     images,
                     work,
                     gpu: None,
+                    record: record.clone(),
                 },
                 files,
             ))

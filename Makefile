@@ -10,7 +10,7 @@ AS_ROOT := $(if $(ROOT),--config 'target."cfg(all())".runner = "sudo -E"',)
 DEB_TOOLS := mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg \
 	gcc:cc util-linux:nsenter libc6-dev:/usr/include/stdlib.h
 
-.PHONY: help deps build check test unit e2e demo bench lab clean
+.PHONY: help deps build check test unit e2e faults demo bench lab clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ unit: deps ## Tests that need neither root nor a lab
 e2e: deps ## End-to-end suites in labs, as root; ARGS='-- trixie/runc' runs a part
 	cargo build --workspace --bins
 	cargo test -p kybernate-integration --no-fail-fast $(AS_ROOT) $(ARGS)
+
+faults: deps ## The whole matrix of faults, as root; prints its table
+	cargo build --workspace --bins
+	KYBERNATE_FAULTS=all cargo test -p kybernate-integration --test faults $(AS_ROOT) -- $(ARGS)
 
 demo: build ## Checkpoint a container, delete it, and see it go on
 	$(ROOT) target/release/kybernate-demo

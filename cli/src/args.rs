@@ -196,6 +196,9 @@ pub struct Ls {
 /// `kybernate doctor`
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
+    /// First undo what a checkpoint or restore has left whose shim died
+    #[arg(long)]
+    pub repair: bool,
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,

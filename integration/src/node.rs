@@ -21,9 +21,10 @@ const PLACES: [(&str, u32); 7] = [
 ];
 
 /// Directories that come with the first checkpoint or restore and stay.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 6] = [
     "/run/kybernate",
     "/run/kybernate/dump",
+    "/run/kybernate/journal",
     "/run/kybernate/restore",
     "/var/lib/kybernate/archives",
     "/var/lib/kybernate/restore",

@@ -36,7 +36,7 @@ pub enum Kind {
     KillContainerd,
     /// SIGKILL for the shim, while containerd lives and cleans up.
     KillShim,
-    /// SIGKILL for the shim, while containerd hangs.
+    /// SIGKILL for containerd and the shim at once.
     KillShimAlone,
 }
 
@@ -65,7 +65,7 @@ impl Kind {
         match self {
             Self::Error => Some("os error 5"),
             Self::Full => Some("os error 28"),
-            Self::Hang | Self::StopCriu => Some("deadline"),
+            Self::Hang | Self::StopCriu => Some("not done within"),
             Self::Panic => Some("fault on demand"),
             Self::KillCriu => Some("CRIU"),
             Self::KillRunc => Some("runc"),
@@ -130,7 +130,9 @@ impl Fault {
             Kind::KillGuardian => self.signal("KILL", &self.lab.pids_of("kybernate-guardian")?)?,
             Kind::KillContainerd => self.lab.kill_containerd().await?,
             Kind::KillShimAlone => {
-                self.lab.kill("STOP", self.lab.containerd_pid()?)?;
+                // It must not hear that containerd has gone, or it would go back by itself.
+                self.signal("STOP", shims)?;
+                self.lab.kill_containerd().await?;
                 self.signal("KILL", shims)?;
             }
             _ => {}

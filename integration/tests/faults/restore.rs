@@ -7,14 +7,13 @@ use kybernate_config::names;
 use kybernate_integration::{
     Case, Container, Pod,
     checkpoint::{Archive, take},
-    node::Node,
     workload::Workload,
 };
 
 use crate::{
     fault::{Fault, Kind},
     table::Run,
-    world::{Has, World, container, nothing_left},
+    world::{Has, World, container, look, nothing_left, remove},
 };
 
 const STEPS: [&str; 4] = ["stage", "apply", "restore", "restored"];
@@ -33,7 +32,7 @@ pub async fn faults(cx: Case, has: Has, all: bool) -> Result<()> {
     let archive = take(&world.container, &["--exit"]).await?;
     world.container.wait_exit().await?;
     let at = world.work.count(&world.container)?;
-    world.pod.remove().await?;
+    remove(&world.pod, &cx.lab).await?;
     let mut table = Run::default();
     let operation = format!("restore, {}", has.name());
     for cell in cells {
@@ -53,7 +52,7 @@ async fn fails(
     at: u64,
     (step, kind): (&'static str, Kind),
 ) -> Result<()> {
-    let node = Node::look(&cx.lab)?;
+    let node = look(&cx.lab).await?;
     let pod = cx.pod().start().await?;
     {
         let _fault = Fault::set(&cx.lab, step, kind)?;
@@ -66,14 +65,14 @@ async fn fails(
             ensure!(message.contains(step), "no step {step} in: {message}");
         }
     }
-    pod.remove().await?;
+    remove(&pod, &cx.lab).await?;
     node.is_unchanged().await?;
     nothing_left(&cx.lab)?;
     let next = cx.pod().start().await?;
     let restored = restore(cx, has, work, &next, archive).await;
     work.went_on(&restored.context("the next restore")?, at)
         .await?;
-    next.remove().await
+    remove(&next, &cx.lab).await
 }
 
 async fn restore(

@@ -90,9 +90,11 @@ pub async fn no_deadline(cx: Case) -> Result<()> {
 
 pub async fn containerd_died(cx: Case, has: Has) -> Result<()> {
     let world = World::new(&cx, has).await?;
+    let remains = world.remains().await?;
     let path = plain(&world, None).await?;
     cx.lab.kill_containerd().await?;
-    let resumed = is_resumed(&world, LATE).await;
+    // Its output goes through containerd.
+    let resumed = remains.run().await;
     cx.lab.start_containerd().await?;
     resumed?;
     let node = Node::look(&cx.lab)?;

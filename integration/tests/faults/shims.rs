@@ -12,7 +12,7 @@ use kybernate_integration::{
 
 use crate::{
     fault::{Fault, Kind, are_there, has_faults},
-    world::{Has, PROMISE, World, nothing_left},
+    world::{Has, PROMISE, World, nothing_left, remove},
 };
 
 /// Debug builds have faults, or this suite proves nothing; release builds have none.
@@ -62,8 +62,7 @@ pub async fn doctor_repairs(cx: Case) -> Result<()> {
         nothing_left(&cx.lab).map(Some)
     })
     .await?;
-    cx.lab.kill_containerd().await?;
-    cx.lab.start_containerd().await?;
     taking.await??.refused()?;
-    world.pod.remove().await
+    cx.lab.start_containerd().await?;
+    remove(&world.pod, &cx.lab).await
 }

@@ -92,7 +92,8 @@ impl Levers {
         let _lock = self.lock()?;
         let own = own()?;
         let mut result = Ok(());
-        for path in held {
+        // One limit may be bound by another that was raised before it.
+        for path in held.into_iter().rev() {
             let released = self.let_go(&self.record_of(&path), Some(own));
             result = result.and(released);
         }
@@ -105,13 +106,17 @@ impl Levers {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return;
         };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-                && let Err(error) = self.let_go(&path, None)
-            {
+        let records = entries.flatten().map(|entry| entry.path());
+        let mut records: Vec<_> = records
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            })
+            .collect();
+        // One limit may be bound by another that comes later here.
+        records.retain(|path| self.let_go(path, None).is_err());
+        for path in records {
+            if let Err(error) = self.let_go(&path, None) {
                 eprintln!("cannot put back the setting of {}: {error}", path.display());
             }
         }

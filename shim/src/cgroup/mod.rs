@@ -23,8 +23,8 @@ pub mod v2;
 /// Where cgroups are mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// Rounds in which what survives a kill is killed again.
-const KILL_ROUNDS: u32 = 20;
+/// Rounds in which what survives a kill is killed again. Much memory takes a while to be freed.
+const KILL_ROUNDS: u32 = 500;
 /// Pause between them.
 const KILL_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// How many processes are held at a time.

@@ -97,8 +97,10 @@ pub async fn containerd_died(cx: Case, has: Has) -> Result<()> {
     let resumed = remains.run().await;
     cx.lab.start_containerd().await?;
     resumed?;
+    fs::remove_dir_all(cx.lab.path(path))?;
     let node = Node::look(&cx.lab)?;
-    is_well(&world, &node, &path).await
+    let before = world.work.count(&world.container)?;
+    world.is_unharmed(before, &node).await
 }
 
 /// A resume in time is containerd's own, and ends the watch.

@@ -25,7 +25,7 @@ pub const STATS: &str = "stats-dump";
 
 /// How long CRIU may take to undo a dump whose page connection was closed. Longer means that
 /// it hangs; then it is killed, and the kernel lets its processes go.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(30);
+const UNDO_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same when the processes were killed: there is nothing to undo, CRIU may wait for a
 /// parasite that died with its process, and until it ends none of them can.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(1);

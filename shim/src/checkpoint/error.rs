@@ -6,7 +6,7 @@ use kybernate_config::settings::SettingsError;
 use kybernate_oci::archive::WriteError;
 
 use super::{page_server::PageServerError, request::RequestError, stop::StopReason};
-use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
+use crate::{gpu::GpuError, journal::FIRST_STEP, runc::RuncError, spec::SpecError, status::Class};
 
 /// Why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +201,22 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// The same with the step at which it happened, unless that is told already or there is none.
+    #[must_use]
+    pub fn at(self, step: &str) -> Self {
+        let is_told = matches!(
+            self,
+            Self::At { .. } | Self::Step { .. } | Self::NotAsBefore { .. }
+        );
+        if is_told || step == FIRST_STEP {
+            return self;
+        }
+        Self::At {
+            step: step.into(),
+            source: Box::new(self),
+        }
+    }
+
     /// What kind of failure it is for the caller.
     #[must_use]
     pub fn class(&self) -> Class {

@@ -186,6 +186,7 @@ impl Still {
     /// Lets it go on after a failure, and returns what is to be said of that.
     pub async fn go_on_after(self, error: CheckpointError) -> CheckpointError {
         let id = self.container.id.clone();
+        let error = error.at(&self.course.journal.current());
         match self.go_on(&mut Phases::default()).await {
             Ok(()) => error,
             Err(second) => CheckpointError::NotAsBefore {

@@ -15,8 +15,9 @@ use crate::{
     process::ProcessState,
 };
 
-/// How long a checkpoint that was stopped may take to undo itself. CRIU alone gets 30 s.
-const STOPPING: Duration = Duration::from_secs(60);
+/// How long a checkpoint that was stopped may take to undo itself. CRIU alone gets 15 s, and clients
+/// wait for 30 s.
+const STOPPING: Duration = Duration::from_secs(25);
 
 /// What is going to be done, and has to be undone should it fail.
 pub fn intent(
@@ -116,13 +117,7 @@ pub async fn to_its_end(
 
 /// Undoes whatever a failed checkpoint has not undone itself, and says so.
 pub async fn undo(journal: &Arc<Journal>, error: CheckpointError) -> CheckpointError {
-    let step = journal.current();
-    let error = if step == journal::FIRST_STEP {
-        error
-    } else {
-        let source = Box::new(error);
-        CheckpointError::At { step, source }
-    };
+    let error = error.at(&journal.current());
     let undoing = Arc::clone(journal);
     let undone = tokio::task::spawn_blocking(move || undoing.undo()).await;
     match undone.unwrap_or_else(|bug| Err(bug.to_string())) {

@@ -81,6 +81,10 @@ pub struct RestoreSettings {
     pub memory_dir: PathBuf,
     /// Where images are staged when they would take too much memory.
     pub disk_dir: PathBuf,
+    /// Whether an archive is restored only if one of `trusted_keys` has signed it.
+    pub require_signature: bool,
+    /// PEM files of the Ed25519 public keys whose signatures count.
+    pub trusted_keys: Vec<PathBuf>,
 }
 
 /// `[containerd]`
@@ -125,6 +129,8 @@ impl Default for RestoreSettings {
         Self {
             memory_dir: "/run/kybernate/restore".into(),
             disk_dir: "/var/lib/kybernate/restore".into(),
+            require_signature: false,
+            trusted_keys: Vec::new(),
         }
     }
 }

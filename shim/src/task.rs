@@ -187,10 +187,7 @@ impl TaskService {
                 .map(checkpoint_options)
                 .transpose()?
                 .flatten(),
-            caller: checkpoint::Caller::of(
-                &std::env::var("TTRPC_ADDRESS").unwrap_or_default(),
-                timeout_nano,
-            ),
+            caller: caller(timeout_nano).await,
         };
         let gone = CancellationToken::new();
         // Cancelled when this future ends by whatever cause; harmless after the checkpoint.
@@ -248,6 +245,13 @@ impl TaskService {
             ..ConnectResponse::default()
         }
     }
+}
+
+/// Who calls, found on a thread that may block: containerd's socket may be full.
+async fn caller(timeout_nano: i64) -> checkpoint::Caller {
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let found = move || checkpoint::Caller::of(&address, timeout_nano);
+    tokio::task::spawn_blocking(found).await.unwrap_or_default()
 }
 
 #[async_trait]

@@ -10,35 +10,35 @@
 //! is touched.
 
 mod error;
+mod noted;
 mod preflight;
 mod stage;
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use kybernate_config::Settings;
-use kybernate_cuda::process::Process;
+use kybernate_config::{Settings, settings::RestoreSettings};
 use kybernate_oci::{
     archive::Archive,
     manifest::Gpu,
     rootfs::{self, tree},
+    signature,
 };
 
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 pub use self::error::RestoreError;
+use self::noted::Noted;
 use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
     criu::{self, log},
-    fault,
     gpu::Wake,
     io::Stdio,
-    journal::{self, Intent, Journal, Operation, Paused},
     spec::SpecFacts,
 };
 
@@ -68,78 +68,15 @@ pub struct Prepared {
     record: Noted,
 }
 
-/// The journal of a restore, which ends when this is dropped. After a panic the guardian looks
-/// what is left.
-#[derive(Debug, Clone)]
-struct Noted(Arc<Journal>);
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        if !std::thread::panicking() && Arc::strong_count(&self.0) == 1 {
-            self.0.end();
-        }
-    }
-}
-
-impl Noted {
-    async fn begin(facts: &ContainerFacts, settings: &Settings) -> Result<Self, RestoreError> {
-        let left = |left| RestoreError::Unsettled {
-            id: facts.id.clone(),
-            left,
-        };
-        let places = [&settings.restore.memory_dir, &settings.restore.disk_dir];
-        let intent = Intent {
-            version: journal::VERSION,
-            operation: Operation::Restore,
-            namespace: facts.namespace.clone(),
-            id: facts.id.clone(),
-            shim: Process::now(std::process::id())
-                .ok_or_else(|| left("/proc is not mounted".into()))?,
-            freezer: None,
-            paused: Paused::No,
-            gpu: settings.gpu.clone(),
-            remove: places
-                .map(|place| WorkDir::place(place, &facts.namespace, &facts.id))
-                .to_vec(),
-            fills: None,
-        };
-        let directory = &settings.checkpoint.journal_dir;
-        let journal = journal::open(directory, intent, facts.runc.reaper()).await;
-        Ok(Self(Arc::new(journal.map_err(left)?)))
-    }
-
-    /// Begins a step, on a thread that may block.
-    fn step(&self, step: &'static str) -> Result<(), RestoreError> {
-        let begun = self.0.step(step).and_then(|()| fault::block_at(step));
-        begun.map_err(|source| RestoreError::Step { step, source })
-    }
-
-    /// Begins a step.
-    async fn enter(&self, step: &'static str) -> Result<(), RestoreError> {
-        let begun = self.0.step(step);
-        let begun = match begun {
-            Ok(()) => fault::at(step).await,
-            failed => failed,
-        };
-        begun.map_err(|source| RestoreError::Step { step, source })
-    }
-
-    /// Ends whatever a failed step has started.
-    async fn undo(&self) {
-        let journal = Arc::clone(&self.0);
-        let undone = tokio::task::spawn_blocking(move || journal.undo()).await;
-        if let Err(left) = undone.unwrap_or_else(|bug| Err(bug.to_string())) {
-            tracing::error!(left, "a restore has left something");
-        }
-    }
-}
-
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
 /// root of the container that is being created.
 pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
     let criu = criu::Version::text(&facts.runc).await;
     let path = match source {
+        Source::Images(path) if settings.restore.require_signature => {
+            return Err(RestoreError::Unsigned { path });
+        }
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
             let facts = facts.clone();
@@ -149,7 +86,8 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
     };
     let archive = {
         let path = path.clone();
-        blocking(move || open_archive(&path)).await?
+        let settings = settings.restore.clone();
+        blocking(move || open_archive(&path, &settings)).await?
     };
     preflight::check(archive.manifest(), &preflight::Here::now(criu))?;
     if let Some(gpu) = archive.manifest().gpu.clone() {
@@ -176,14 +114,49 @@ async fn blocking<T: Send + 'static>(
         .map_err(RestoreError::Panic)?
 }
 
-fn open_archive(path: &Path) -> Result<Archive, RestoreError> {
+fn open_archive(path: &Path, settings: &RestoreSettings) -> Result<Archive, RestoreError> {
     if !path.is_absolute() {
         return Err(RestoreError::Annotation { value: path.into() });
     }
-    Archive::open(path).map_err(|source| RestoreError::Archive {
+    let archive = Archive::open(path).map_err(|source| RestoreError::Archive {
         path: path.into(),
         source,
-    })
+    })?;
+    if settings.require_signature {
+        check_signature(path, archive.manifest_sha256(), &settings.trusted_keys)?;
+    }
+    Ok(archive)
+}
+
+/// Makes sure that somebody who is trusted has signed an archive. Its digest is that of the file
+/// that is open, and covers every byte that is read of it from here on.
+fn check_signature(path: &Path, digest: &str, keys: &[PathBuf]) -> Result<(), RestoreError> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|source| RestoreError::Host {
+            action: "read",
+            path: path.into(),
+            source,
+        })
+    };
+    let keys = keys
+        .iter()
+        .map(|key| read(key))
+        .collect::<Result<Vec<_>, _>>()?;
+    let place = signature::place(path);
+    let signatures = match read(&place) {
+        Err(RestoreError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            String::new()
+        }
+        other => other?,
+    };
+    let key = signature::verify(digest, &signatures, &keys).map_err(|source| {
+        RestoreError::Signature {
+            path: path.into(),
+            source,
+        }
+    })?;
+    tracing::info!(path = %path.display(), key, "signed by a trusted key");
+    Ok(())
 }
 
 /// Brings the processes back. On return they run and runc knows them; the staged images are
@@ -252,7 +225,7 @@ async fn start_processes(
         runc,
     };
     let mut child = facts.runc.spawn(command).map_err(failed)?;
-    let noted = record.0.programs([child.pid()]);
+    let noted = record.programs([child.pid()]);
     child.wait().await.map_err(failed)?;
     let step = "restore";
     noted.map_err(|source| RestoreError::Step { step, source })?;
@@ -390,7 +363,7 @@ fn remove(directory: &Path) -> Result<(), RestoreError> {
 fn open(path: &Path) -> Result<Option<File>, RestoreError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RestoreError::Host {
             action: "open",
             path: path.into(),

@@ -180,7 +180,7 @@ mod tests {
             matches!(error, SignatureError::Untrusted { ref signers, .. } if signers.len() == 1)
         );
         assert!(
-            verify(DIGEST, "", &[public.clone()])
+            verify(DIGEST, "", std::slice::from_ref(&public))
                 .unwrap_err()
                 .to_string()
                 .contains("nobody")

@@ -62,12 +62,17 @@ pub async fn only_what_is_signed(cx: Case) -> Result<()> {
         let error = refused(work.restore_attempt(&pod, &archive, 1).await)?;
         ensure!(error.contains("signed by nobody"), "{error}");
 
-        let sign = |name| ["kybernate", "sign", &archive.path, "--key", name];
-        run(&cx.lab, &sign(&key("stranger"))).await?.ok()?;
+        let (stranger, trusted) = (key("stranger"), key("trusted"));
+        let sign = ["kybernate", "sign", &archive.path, "--key"];
+        run(&cx.lab, &[&sign[..], &[&stranger]].concat())
+            .await?
+            .ok()?;
         let error = refused(work.restore_attempt(&pod, &archive, 2).await)?;
         ensure!(error.contains("no trusted key"), "{error}");
 
-        run(&cx.lab, &sign(&key("trusted"))).await?.ok()?;
+        run(&cx.lab, &[&sign[..], &[&trusted]].concat())
+            .await?
+            .ok()?;
         let public = key("trusted.pub");
         let verify = ["kybernate", "verify", &archive.path, "--key", &public];
         let said = run(&cx.lab, &verify).await?.ok()?;

@@ -57,7 +57,7 @@ pub fn annotate(bundle: &Path, spec: &mut Value) -> bool {
     true
 }
 
-/// Keeps lines for every [`write`] of the bundle's file, behind those of the shim: CRIU takes
+/// Keeps lines for every [`write()`] of the bundle's file, behind those of the shim: CRIU takes
 /// the last of two. They come from [`kybernate_config::wishes::CriuOptions`], which knows no
 /// option that names a file.
 pub fn keep_options(bundle: &Path, lines: &str) -> io::Result<()> {

@@ -27,7 +27,7 @@ if [ "$${#missing[@]}" -gt 0 ]; then \
 fi
 endef
 
-.PHONY: help deps tools build check test unit e2e demo bench lab dist clean
+.PHONY: help deps tools build check test unit e2e faults demo bench lab dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,10 @@ unit: deps ## Tests that need neither root nor a lab
 e2e: deps ## End-to-end suites in labs, as root; ARGS='-- trixie/runc' runs a part
 	cargo build --workspace --bins
 	cargo test -p kybernate-integration --no-fail-fast $(AS_ROOT) $(ARGS)
+
+faults: deps ## The whole matrix of faults, as root; prints its table
+	cargo build --workspace --bins
+	KYBERNATE_FAULTS=all cargo test -p kybernate-integration --test faults $(AS_ROOT) -- $(ARGS)
 
 demo: build ## Checkpoint a container, delete it, and see it go on
 	$(ROOT) target/release/kybernate-demo

@@ -31,8 +31,10 @@ pub enum Command {
     Restore(Restore),
     /// Show what an archive holds and where it comes from
     Inspect(Inspect),
-    /// Check every byte of an archive
+    /// Check every byte of an archive, and who has signed it
     Verify(Verify),
+    /// Sign an archive: its signature goes into FILE.sig beside it
+    Sign(Sign),
     /// Write entries of an archive to a directory, verifying all of it
     Extract(Extract),
     /// Write one entry of an archive to standard output
@@ -154,12 +156,30 @@ pub struct Inspect {
     pub json: bool,
 }
 
+/// `kybernate sign`
+#[derive(Debug, clap::Args)]
+pub struct Sign {
+    /// The archive
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// PEM file of an Ed25519 private key, as `openssl genpkey -algorithm ed25519` makes it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: PathBuf,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 /// `kybernate verify`
 #[derive(Debug, clap::Args)]
 pub struct Verify {
     /// The archive
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    /// Fail unless the owner of this public key has signed the archive: a PEM file, as
+    /// `openssl pkey -pubout` makes it. Repeatable, any one counts
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub key: Vec<PathBuf>,
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -202,6 +222,9 @@ pub struct Ls {
 /// `kybernate doctor`
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
+    /// First undo what a checkpoint or restore has left whose shim died
+    #[arg(long)]
+    pub repair: bool,
     /// Print the findings as JSON
     #[arg(long)]
     pub json: bool,

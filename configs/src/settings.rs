@@ -65,6 +65,12 @@ pub struct CheckpointSettings {
     pub work_dir: PathBuf,
     /// Seconds after which a checkpoint rolls back, whatever deadline its caller set.
     pub timeout_s: u64,
+    /// Seconds after a checkpoint within which containerd must resume a container that it paused
+    /// for it; later the shim does.
+    pub resume_within_s: u64,
+    /// Where it is noted what a checkpoint or restore has to undo should its shim die. Best on
+    /// tmpfs: after a restart of the node there is nothing to undo.
+    pub journal_dir: PathBuf,
 }
 
 /// `[restore]`
@@ -75,6 +81,10 @@ pub struct RestoreSettings {
     pub memory_dir: PathBuf,
     /// Where images are staged when they would take too much memory.
     pub disk_dir: PathBuf,
+    /// Whether an archive is restored only if one of `trusted_keys` has signed it.
+    pub require_signature: bool,
+    /// PEM files of the Ed25519 public keys whose signatures count.
+    pub trusted_keys: Vec<PathBuf>,
 }
 
 /// `[containerd]`
@@ -108,6 +118,8 @@ impl Default for CheckpointSettings {
             buffer: "auto".into(),
             work_dir: "/run/kybernate/dump".into(),
             timeout_s: 3600,
+            resume_within_s: 10,
+            journal_dir: "/run/kybernate/journal".into(),
         }
     }
 }
@@ -117,6 +129,8 @@ impl Default for RestoreSettings {
         Self {
             memory_dir: "/run/kybernate/restore".into(),
             disk_dir: "/var/lib/kybernate/restore".into(),
+            require_signature: false,
+            trusted_keys: Vec::new(),
         }
     }
 }
@@ -209,6 +223,7 @@ impl Settings {
             }
         };
         path("KYBERNATE_WORK_DIR", &mut self.checkpoint.work_dir);
+        path("KYBERNATE_JOURNAL_DIR", &mut self.checkpoint.journal_dir);
         path("KYBERNATE_RESTORE_MEMORY_DIR", &mut self.restore.memory_dir);
         path("KYBERNATE_RESTORE_DISK_DIR", &mut self.restore.disk_dir);
         path("KYBERNATE_CONTAINERD_SOCKET", &mut self.containerd.socket);
@@ -248,6 +263,10 @@ impl Settings {
         number(
             "KYBERNATE_CHECKPOINT_TIMEOUT_S",
             &mut self.checkpoint.timeout_s,
+        )?;
+        number(
+            "KYBERNATE_RESUME_WITHIN_S",
+            &mut self.checkpoint.resume_within_s,
         )?;
         number("KYBERNATE_HOOKS_DRAIN_S", &mut self.hooks.drain_s)?;
         number("KYBERNATE_RETENTION_PER_POD", &mut self.retention.per_pod)?;

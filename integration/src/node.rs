@@ -21,9 +21,12 @@ const PLACES: [(&str, u32); 7] = [
 ];
 
 /// Directories that come with the first checkpoint or restore and stay.
-const FIXED: [&str; 5] = [
+const FIXED: [&str; 8] = [
     "/run/kybernate",
     "/run/kybernate/dump",
+    "/run/kybernate/journal",
+    "/run/kybernate/levers",
+    "/run/kybernate/levers/lock",
     "/run/kybernate/restore",
     "/var/lib/kybernate/archives",
     "/var/lib/kybernate/restore",

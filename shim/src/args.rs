@@ -11,6 +11,8 @@ pub enum Action {
     Start,
     /// Clean up behind a daemon.
     Delete,
+    /// Bring back what dead daemons have left. Not containerd's; needs no flags.
+    Repair,
 }
 
 /// A parsed command line.
@@ -50,7 +52,7 @@ pub enum ArgsError {
     #[error("flag -{0} needs a value")]
     Value(String),
     /// No such action.
-    #[error("unknown action {0:?}; it is start, delete or none")]
+    #[error("unknown action {0:?}; it is start, delete, repair or none")]
     Action(String),
     /// A flag that is needed is missing.
     #[error("flag -{0} is missing or empty")]
@@ -94,6 +96,7 @@ impl Args {
             None | Some("") => Action::Serve,
             Some("start") => Action::Start,
             Some("delete") => Action::Delete,
+            Some("repair") => Action::Repair,
             Some(other) => return Err(ArgsError::Action(other.into())),
         };
         parsed.checked()
@@ -122,7 +125,7 @@ impl Args {
     }
 
     fn checked(self) -> Result<Self, ArgsError> {
-        if self.info || self.version {
+        if self.info || self.version || self.action == Action::Repair {
             return Ok(self);
         }
         if self.namespace.is_empty() {

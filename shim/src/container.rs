@@ -21,7 +21,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, RwLock};
@@ -39,6 +39,7 @@ pub use error::ContainerError;
 
 use crate::{
     cgroup::{Cgroup, oom::OomWatch},
+    checkpoint::Freezer,
     events::Events,
     options::Options,
     process::{Process, ProcessState},
@@ -202,6 +203,12 @@ impl Container {
         (self.state() == ProcessState::Paused).then(|| self.init.since().elapsed())
     }
 
+    /// When it was paused, if it is.
+    #[must_use]
+    pub fn paused_since(&self) -> Option<Instant> {
+        (self.state() == ProcessState::Paused).then(|| self.init.since())
+    }
+
     /// Serialises what changes the container; see the module's head.
     #[must_use]
     pub fn operation(&self) -> &RwLock<()> {
@@ -245,6 +252,11 @@ impl Container {
     #[must_use]
     pub fn cgroup(&self) -> Option<Arc<Cgroup>> {
         lock(&self.cgroup).clone()
+    }
+
+    /// What freezes it, if its cgroup has that.
+    pub(crate) fn freezer(&self) -> Option<Freezer> {
+        self.cgroup().and_then(|cgroup| Freezer::of(&cgroup))
     }
 
     /// Sends containerd an event about it.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use containerd_shim_protos::api::DeleteResponse;
+use kybernate_config::Settings;
 use protobuf::{Message, MessageField, well_known_types::timestamp::Timestamp};
 use tokio::task::JoinSet;
 
@@ -18,7 +19,7 @@ use crate::{
     args::Args,
     cgroup::Cgroup,
     container::{INIT_PID_FILE, ROOTFS},
-    mount,
+    journal, mount,
     options::{OPTIONS_FILE, Options},
     reaper::Reaper,
     runc::Runc,
@@ -128,6 +129,14 @@ async fn clean(id: String, namespace: String, bundle: PathBuf, reaper: Reaper) {
     let facts = SpecFacts::read(&bundle).unwrap_or_default();
     let runc = Runc::new(&options, &facts, &namespace, &bundle, reaper);
     let paths = runc.cgroup_paths(&id);
+    let (of, name) = (namespace.clone(), id.clone());
+    let released = tokio::task::spawn_blocking(move || {
+        let settings = Settings::load().map_err(|error| error.to_string())?;
+        journal::release(&settings.checkpoint.journal_dir, &of, &name)
+    });
+    if let Ok(Err(error)) = released.await {
+        complain(&id, &error);
+    }
     if let Err(error) = runc.delete(&id, true).await {
         complain(&id, &error);
     }
@@ -146,7 +155,7 @@ async fn clean(id: String, namespace: String, bundle: PathBuf, reaper: Reaper) {
     }
 }
 
-fn complain(id: &str, error: &dyn std::error::Error) {
+fn complain(id: &str, error: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "container {id}: {error}");
 }
 

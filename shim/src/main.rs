@@ -5,8 +5,9 @@ use std::{error::Error, io, io::Write, process::ExitCode};
 use kybernate_shim::{
     args::{Action, Args},
     daemon, delete, info,
+    journal::guardian,
     mount::idmap,
-    start,
+    repair, start,
 };
 
 fn main() -> ExitCode {
@@ -25,11 +26,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|arg| arg == idmap::HOLD)
-    {
-        return Ok(idmap::hold()?);
+    match std::env::args_os().nth(1) {
+        Some(arg) if arg == idmap::HOLD => return Ok(idmap::hold()?),
+        Some(arg) if arg == guardian::GUARD => {
+            return Ok(guardian::run(std::env::args_os().skip(2))?);
+        }
+        _ => {}
     }
     let args = Args::parse(
         std::env::args_os()
@@ -49,6 +51,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         match args.action {
             Action::Start => start::run(&args)?,
             Action::Delete => delete::run(&args)?,
+            Action::Repair => repair::run()?,
             Action::Serve => daemon::serve(&args)?,
         }
     }

@@ -7,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::asynchronous::{Server, Service};
 
 use crate::{
-    args::Args, container::Shared, events::Events, pod::Pod, reaper::Reaper, socket::Address,
-    task::TaskService,
+    args::Args, container::Shared, events::Events, pod::Pod, reaper::Reaper, repair,
+    socket::Address, task::TaskService,
 };
 
 /// The task API of containerd 1.x, which 2.x speaks, too.
@@ -35,6 +35,8 @@ pub async fn run(args: &Args, listener: UnixListener) -> io::Result<()> {
         events: events.clone(),
     };
     let pod = Arc::new(Pod::new(shared));
+    // Others' leftovers, too: whoever comes first.
+    tokio::task::spawn_blocking(repair::quietly);
 
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()

@@ -173,7 +173,11 @@ impl TaskService {
         })
     }
 
-    async fn do_checkpoint(&self, r: CheckpointTaskRequest) -> Result<Empty, TaskError> {
+    async fn do_checkpoint(
+        &self,
+        r: CheckpointTaskRequest,
+        timeout_nano: i64,
+    ) -> Result<Empty, TaskError> {
         let container = self.container(&r.id)?;
         let request = checkpoint::Task {
             path: r.path.clone().into(),
@@ -183,6 +187,7 @@ impl TaskService {
                 .map(checkpoint_options)
                 .transpose()?
                 .flatten(),
+            caller: caller(timeout_nano).await,
         };
         let gone = CancellationToken::new();
         // Cancelled when this future ends by whatever cause; harmless after the checkpoint.
@@ -242,6 +247,13 @@ impl TaskService {
     }
 }
 
+/// Who calls, found on a thread that may block: containerd's socket may be full.
+async fn caller(timeout_nano: i64) -> checkpoint::Caller {
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let found = move || checkpoint::Caller::of(&address, timeout_nano);
+    tokio::task::spawn_blocking(found).await.unwrap_or_default()
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, r: StateRequest) -> Reply<StateResponse> {
@@ -278,8 +290,8 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, r: CheckpointTaskRequest) -> Reply<Empty> {
-        Ok(self.do_checkpoint(r).await?)
+    async fn checkpoint(&self, cx: &TtrpcContext, r: CheckpointTaskRequest) -> Reply<Empty> {
+        Ok(self.do_checkpoint(r, cx.timeout_nano).await?)
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> Reply<Empty> {

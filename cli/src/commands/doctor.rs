@@ -13,7 +13,7 @@ use crate::{
 
 /// Looks at everything and prints what was found. Fails where something does.
 pub fn run(args: &Doctor, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let report = runtime()?.block_on(doctor::examine(settings));
+    let report = runtime()?.block_on(doctor::examine(settings, args.repair));
     if args.json {
         json(&report)?;
     } else {

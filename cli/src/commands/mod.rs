@@ -11,6 +11,7 @@ mod install;
 mod ls;
 mod man;
 mod restore;
+mod sign;
 mod verify;
 
 use std::{path::Path, process::ExitCode};
@@ -39,6 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Restore(args) => restore::run(args, &settings()?)?,
         Command::Inspect(args) => inspect::run(args)?,
         Command::Verify(args) => verify::run(args)?,
+        Command::Sign(args) => sign::run(args)?,
         Command::Extract(args) => extract::run(args)?,
         Command::Cat(args) => cat::run(args)?,
         Command::Ls(args) => ls::run(args)?,

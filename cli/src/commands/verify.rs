@@ -1,17 +1,18 @@
 //! `kybernate verify`: every byte of an archive.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use kybernate_config::size;
+use kybernate_oci::archive::Archive;
 
-use super::open;
+use super::{open, sign};
 use crate::{args::Verify, output::Output, progress::Display};
 
-/// Reads it all and prints the manifest's digest.
-pub fn run(args: &Verify) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
-    let mut display = Display::new(args.quiet);
+/// Reads all of an archive.
+pub fn whole(file: &Path, quiet: bool) -> anyhow::Result<Archive> {
+    let archive = open(file)?;
+    let mut display = Display::new(quiet);
     display.start(archive.content_bytes());
     display.phase("verify");
     let verified = archive.verify(&mut |done| display.bytes(done));
@@ -19,13 +20,27 @@ pub fn run(args: &Verify) -> anyhow::Result<()> {
     verified.with_context(|| {
         format!(
             "{} is damaged; take a new checkpoint or fetch it again",
-            args.file.display()
+            file.display()
         )
     })?;
+    Ok(archive)
+}
+
+/// Reads it all and prints the manifest's digest, and who has signed it.
+pub fn run(args: &Verify) -> anyhow::Result<()> {
+    let archive = whole(&args.file, args.quiet)?;
+    let signer = if args.key.is_empty() {
+        String::new()
+    } else {
+        format!(
+            ", signed by {}",
+            sign::check(&args.file, &archive, &args.key)?
+        )
+    };
     let mut out = Output::lock();
     writeln!(
         out,
-        "{}: intact, {} entries, {}, manifest sha256:{}",
+        "{}: intact, {} entries, {}, manifest sha256:{}{signer}",
         args.file.display(),
         archive.manifest().entries.len(),
         size::display(archive.content_bytes()),

@@ -7,6 +7,7 @@ mod config;
 mod containerd;
 mod gpu;
 mod kernel;
+mod leftovers;
 mod nri;
 mod probe;
 mod space;
@@ -83,9 +84,10 @@ pub struct Report {
     findings: Vec<Finding>,
 }
 
-/// Looks at this machine.
-pub async fn examine(settings: &Settings) -> Report {
+/// Looks at this machine; with `repair`, what dead shims have left on it is undone first.
+pub async fn examine(settings: &Settings, repair: bool) -> Report {
     let mut findings = vec![kernel::user()];
+    findings.extend(leftovers::examine(settings, repair).await);
     let node = containerd::ask(&settings.containerd.socket).await;
     findings.extend(node.findings);
     findings.extend(tools::examine(node.handler.as_ref()).await);
@@ -167,7 +169,7 @@ mod tests {
     async fn this_machine_can_be_examined() {
         let mut settings = Settings::default();
         settings.containerd.socket = "/nonexistent/containerd.sock".into();
-        let report = examine(&settings).await;
+        let report = examine(&settings, false).await;
         let containerd = report
             .findings
             .iter()

@@ -3,6 +3,7 @@
 mod lives_on;
 mod refused;
 mod rounds;
+mod signed;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
         .when(can_checkpoint)
         .alone()
         .case("criu_fails", refused::criu_fails)
+        .handlers(KYBERNATE)
+        .alone()
+        .case("only_what_is_signed", signed::only_what_is_signed)
         .handlers(KYBERNATE)
         .alone()
         .run()

@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::{
     driver::{Driver, DriverError},
     library::Search,
+    process::Process,
     protocol::State,
 };
 
@@ -37,6 +38,18 @@ pub enum Command {
         /// Where the driver is.
         #[command(flatten)]
         place: Place,
+    },
+    /// Make processes that an operation has left run on their GPUs again, and put back kernel
+    /// settings that nobody holds any more.
+    Revive {
+        /// Directory for the records of kernel settings that are to be put back.
+        #[arg(long, default_value = "/run/kybernate/levers")]
+        records: PathBuf,
+        /// Where the driver is.
+        #[command(flatten)]
+        place: Place,
+        /// The processes, as PID:START with the start time of /proc/PID/stat.
+        processes: Vec<Process>,
     },
 }
 
@@ -190,5 +203,10 @@ mod tests {
     fn serve_stands_apart() {
         let arguments = parse("serve --driver-root /run/nvidia/driver").unwrap();
         assert!(matches!(arguments.command, Some(Command::Serve { .. })));
+        let arguments = parse("revive --records /r 7:42 8:43").unwrap();
+        let Some(Command::Revive { processes, .. }) = arguments.command else {
+            panic!("{arguments:?}");
+        };
+        assert_eq!(processes[1], Process { pid: 8, start: 43 });
     }
 }

@@ -33,26 +33,11 @@ const LONGEST: usize = 200;
 struct Record {
     path: PathBuf,
     before: String,
-    holders: Vec<Holder>,
+    holders: Vec<Process>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Holder {
-    pid: u32,
-    start: u64,
-}
-
-impl Holder {
-    fn own() -> io::Result<Self> {
-        let own = Process::now(std::process::id());
-        let Process { pid, start } = own.ok_or_else(|| io::Error::other("/proc is not mounted"))?;
-        Ok(Self { pid, start })
-    }
-
-    fn lives(self) -> bool {
-        let Self { pid, start } = self;
-        Process { pid, start }.lives()
-    }
+fn own() -> io::Result<Process> {
+    Process::now(std::process::id()).ok_or_else(|| io::Error::other("/proc is not mounted"))
 }
 
 /// The settings that this process holds.
@@ -92,7 +77,7 @@ impl Levers {
             holders: Vec::new(),
         });
         record.holders.retain(|holder| holder.lives());
-        record.holders.push(Holder::own()?);
+        record.holders.push(own()?);
         write(&file, &record)?;
         self.held.push(path.into());
         put(path, value)
@@ -105,9 +90,10 @@ impl Levers {
             return Ok(());
         }
         let _lock = self.lock()?;
-        let own = Holder::own()?;
+        let own = own()?;
         let mut result = Ok(());
-        for path in held {
+        // One limit may be bound by another that was raised before it.
+        for path in held.into_iter().rev() {
             let released = self.let_go(&self.record_of(&path), Some(own));
             result = result.and(released);
         }
@@ -120,19 +106,23 @@ impl Levers {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return;
         };
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-                && let Err(error) = self.let_go(&path, None)
-            {
+        let records = entries.flatten().map(|entry| entry.path());
+        let mut records: Vec<_> = records
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            })
+            .collect();
+        // One limit may be bound by another that comes later here.
+        records.retain(|path| self.let_go(path, None).is_err());
+        for path in records {
+            if let Err(error) = self.let_go(&path, None) {
                 eprintln!("cannot put back the setting of {}: {error}", path.display());
             }
         }
     }
 
-    fn let_go(&self, file: &Path, own: Option<Holder>) -> io::Result<()> {
+    fn let_go(&self, file: &Path, own: Option<Process>) -> io::Result<()> {
         let Some(mut record) = read(file)? else {
             return Ok(());
         };

@@ -21,10 +21,10 @@
 pub mod args;
 pub mod driver;
 pub mod library;
+pub mod process;
 pub mod protocol;
 pub mod serve;
 
 mod lever;
 mod nvml;
-mod process;
 mod session;

@@ -24,13 +24,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let Arguments { command, step } = arguments;
-    if let Some(Command::Serve { records, place }) = command {
-        return Ok(serve::run(
-            place.search(),
-            &records,
-            stdin().lock(),
-            stdout(),
-        )?);
+    match command {
+        Some(Command::Serve { records, place }) => {
+            let search = place.search();
+            return Ok(serve::run(search, &records, stdin().lock(), stdout())?);
+        }
+        Some(Command::Revive {
+            records,
+            place,
+            processes,
+        }) => return Ok(serve::revive(place.search(), &records, processes)?),
+        None => {}
     }
     let Some(pid) = step.pid else {
         return Ok(Arguments::command().print_help()?);

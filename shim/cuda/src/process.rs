@@ -1,9 +1,11 @@
 //! Processes by pid and start time: a pid that is free again may be anybody's.
 
-use std::fs;
+use std::{fs, str::FromStr};
 
-/// A process that can't be taken for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// A process that can't be taken for another. As text, `PID:START`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Process {
     /// Its pid.
     pub pid: u32,
@@ -13,23 +15,45 @@ pub struct Process {
 
 impl Process {
     /// The process that has this pid now.
+    #[must_use]
     pub fn now(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         start(&stat).map(|start| Self { pid, start })
     }
 
     /// Whether it still lives.
+    #[must_use]
     pub fn lives(self) -> bool {
         Self::now(self.pid) == Some(self)
     }
 }
 
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.pid, self.start)
+    }
+}
+
+impl FromStr for Process {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once(':')
+            .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)));
+        let (pid, start) = parsed.ok_or_else(|| format!("{text:?} is not PID:START"))?;
+        Ok(Self { pid, start })
+    }
+}
+
 /// Whether a process has this pid.
+#[must_use]
 pub fn is_there(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(false)
 }
 
 /// The process that traces this one, if any.
+#[must_use]
 pub fn tracer(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("TracerPid:"))?;
@@ -55,6 +79,8 @@ mod tests {
             ..own
         };
         assert!(!other.lives());
+        assert_eq!(own.to_string().parse(), Ok(own));
+        assert!("7".parse::<Process>().is_err());
     }
 
     #[test]

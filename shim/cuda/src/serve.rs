@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     library::Search,
+    process::Process,
     protocol::{Failure, FailureKind, Op, Outcome, Request, Response},
     session::Session,
 };
@@ -50,6 +51,31 @@ pub fn run(
         session.undo(&under_way);
     }
     Ok(())
+}
+
+/// Brings processes back that an operation has left, all at the same time. Fails when one of them
+/// does not run on its GPU then; kernel settings of the dead are put back in any case.
+pub fn revive(search: Search, records: &Path, processes: Vec<Process>) -> io::Result<()> {
+    let session = Arc::new(Session::new(search, records));
+    let work: Vec<_> = processes
+        .into_iter()
+        .map(|process| {
+            let session = Arc::clone(&session);
+            thread::spawn(move || session.revive(process))
+        })
+        .collect();
+    let mut left = Vec::new();
+    for thread in work {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => left.push(text),
+            Err(_) => left.push("a thread has panicked".into()),
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other(left.join("; ")))
 }
 
 /// Whether it may block. The rest is done in the order in which it was asked for.
@@ -128,6 +154,31 @@ mod tests {
         };
         assert_eq!(kind(3), FailureKind::Library);
         assert_eq!(kind(0), FailureKind::Request);
+    }
+
+    #[test]
+    fn the_dead_need_no_reviving_and_their_settings_are_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = setting(&dir);
+        let records = dir.path().join("levers");
+        fs::create_dir(&records).unwrap();
+        let record = format!(
+            "{{\"path\":{path:?},\"before\":\"never\",\"holders\":[{{\"pid\":1,\"start\":1}}]}}"
+        );
+        fs::write(records.join("x.json"), record).unwrap();
+        let search = Search {
+            exact: Some("/nowhere/libcuda.so.1".into()),
+            roots: Vec::new(),
+        };
+        let own = Process::now(std::process::id()).unwrap();
+        let other = Process {
+            start: own.start + 1,
+            ..own
+        };
+        revive(search.clone(), &records, vec![other]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "never");
+        let error = revive(search, &records, vec![own]).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/libcuda.so.1"), "{error}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a CRIU whose shim has died may take to undo its dump, before it is killed.
-const TRACER: Duration = Duration::from_secs(10);
+const TRACER: Duration = Duration::from_secs(4);
 /// How long undoing may take in all.
 const UNDO: Duration = Duration::from_secs(300);
 /// Pause between two looks.
@@ -135,7 +135,11 @@ impl Session {
             .into_iter()
             .map(|process| {
                 let session = Arc::clone(self);
-                thread::spawn(move || session.revive(process))
+                thread::spawn(move || {
+                    if let Err(text) = session.revive(process) {
+                        eprintln!("{text}");
+                    }
+                })
             })
             .collect();
         wait_for(&work, until);
@@ -160,28 +164,36 @@ impl Session {
         }
     }
 
-    /// Makes CUDA calls of a process run again, wherever it is on its way.
-    fn revive(&self, process: Process) {
+    /// Makes CUDA calls of a process run again, wherever it is on its way. A process that is gone
+    /// needs nothing.
+    pub fn revive(&self, process: Process) -> Result<(), String> {
         let pid = process.pid;
-        let revived = || -> Result<(), DriverError> {
+        let revived = || -> Result<State, DriverError> {
             let driver = self.driver()?;
+            let mut refused = None;
             while process.lives() {
-                match driver.state(pid)? {
-                    State::Checkpointed => driver.restore(pid, &[])?,
-                    State::Locked => driver.unlock(pid)?,
-                    State::Running | State::None => break,
-                    State::Failed => {
-                        eprintln!("process {pid} can't be brought back: its GPU state failed");
-                        break;
-                    }
+                let step = match driver.state(pid)? {
+                    State::Checkpointed => driver.restore(pid, &[]),
+                    State::Locked => driver.unlock(pid),
+                    ended => return Ok(ended),
+                };
+                // Somebody else may have taken the step meanwhile; the state tells.
+                match (step, refused.take()) {
+                    (Err(error), None) => refused = Some(error),
+                    (Err(error), Some(_)) => return Err(error),
+                    (Ok(()), _) => {}
                 }
             }
-            Ok(())
+            Ok(State::None)
         };
-        if let Err(error) = revived()
-            && process.lives()
-        {
-            eprintln!("process {pid} keeps waiting for its GPU: {error}");
+        match revived() {
+            Ok(State::Failed) => Err(format!(
+                "process {pid} can't be brought back: its GPU state failed"
+            )),
+            Err(error) if process.lives() => {
+                Err(format!("process {pid} keeps waiting for its GPU: {error}"))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -23,8 +23,8 @@ pub mod v2;
 /// Where cgroups are mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// Rounds in which what survives a kill is killed again.
-const KILL_ROUNDS: u32 = 20;
+/// Rounds in which what survives a kill is killed again. Much memory takes a while to be freed.
+const KILL_ROUNDS: u32 = 500;
 /// Pause between them.
 const KILL_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// How many processes are held at a time.
@@ -217,6 +217,14 @@ impl Cgroup {
 fn hold(pid: u32) -> Option<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// All processes in a cgroup's directory and below it.
+#[must_use]
+pub fn pids_below(directory: &Path) -> Vec<u32> {
+    let mut pids = Vec::new();
+    collect_pids(directory, &mut pids);
+    pids
 }
 
 fn collect_pids(directory: &Path, pids: &mut Vec<u32>) {

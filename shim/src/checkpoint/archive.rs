@@ -40,13 +40,14 @@ use self::{
 };
 use super::{
     CheckpointError, Task,
+    course::Course,
     dump::{Plan, dump},
     facts, files,
     page_server::Received,
     phases::Phases,
     request::Request,
     still::Still,
-    stop::{Phase, Stop, StopReason, millis, watch},
+    stop::{StopReason, millis, watch},
     workdir::WorkDir,
 };
 use crate::{container::Container, restore};
@@ -65,9 +66,10 @@ pub async fn run(
     task: &Task,
     request: Request,
     settings: &Settings,
-    stop: &Stop,
+    course: &Course,
 ) -> Result<(), CheckpointError> {
     let started = Instant::now();
+    let stop = &course.stop;
     let (init, freezer) = super::subject(container)?;
     let spec = Arc::new(container.whole_spec()?);
     let request = Arc::new(request);
@@ -97,12 +99,11 @@ pub async fn run(
     let mut writer = Writer::new(partial.open()?, options)?;
     writer.directory("checkpoint/")?;
     let control = writer.control();
-    let phase = Phase::default();
     let _watch = watch(
         Arc::clone(&request),
         stop.clone(),
         control.clone(),
-        phase.clone(),
+        course.phase(),
     );
     let mut phases = Phases::default();
 
@@ -123,7 +124,7 @@ pub async fn run(
         &freezer,
         true,
         settings,
-        stop,
+        course,
         &mut phases,
         &ahead,
     )
@@ -135,7 +136,7 @@ pub async fn run(
         rootfs,
         plan: &plan,
     };
-    let saving = subject.save(Images(writer), stop, &phase, &mut phases);
+    let saving = subject.save(Images(writer), course, &mut phases);
     let Saved {
         mut writer,
         received,
@@ -164,7 +165,9 @@ pub async fn run(
     let still = if task.exit() {
         Some(still)
     } else {
-        phase.set("thaw");
+        if let Err(error) = course.enter("thaw").await {
+            return Err(still.go_on_after(error).await);
+        }
         still.go_on(&mut phases).await?;
         None
     };
@@ -172,12 +175,11 @@ pub async fn run(
     drop(killed);
     control.set_background(false);
 
-    phase.set("compress");
     let begun = Instant::now();
     let source = Arc::clone(container);
     let asked = Arc::clone(&request);
     let pause_ms = manifest.pause_ms;
-    let written = blocking(container, move || {
+    let complete = move || {
         append(
             &mut writer,
             &source,
@@ -190,22 +192,17 @@ pub async fn run(
         phases.end("compress", begun);
         manifest.phases = phases.into_manifest();
         manifest.warnings = warnings;
-        Ok(writer.finish(manifest)?)
-    })
-    .await;
-    let written = match stop.reason() {
-        Some(reason) => Err(CheckpointError::Stopped {
-            id: container.id.clone(),
-            reason,
-        }),
-        None => written.and_then(|summary| {
-            phase.set("sync");
-            let total_ms = millis(started.elapsed());
-            write_result(&request.directory, &summary, pause_ms, total_ms)?;
-            Ok(summary)
-        }),
+        Ok::<_, CheckpointError>(writer.finish(manifest)?)
     };
-    let summary = match (written, still) {
+    let written = async {
+        course.enter("compress").await?;
+        let summary = blocking(course, complete).await?;
+        course.enter("sync").await?;
+        let total_ms = millis(started.elapsed());
+        write_result(&request.directory, &summary, pause_ms, total_ms)?;
+        Ok(summary)
+    };
+    let summary = match (written.await, still) {
         (Ok(summary), None) => summary,
         (Ok(summary), Some(still)) => {
             still.end().await?;
@@ -245,19 +242,17 @@ impl Subject<'_> {
     async fn save(
         self,
         images: Images,
-        stop: &Stop,
-        phase: &Phase,
+        course: &Course,
         phases: &mut Phases,
     ) -> Result<Saved, CheckpointError> {
-        phase.set("dump");
         let begun = Instant::now();
-        let (received, images) = dump(self.container, self.plan, images, stop).await?;
+        let (received, images) = dump(self.container, self.plan, images, course).await?;
         phases.end("dump", begun);
 
-        phase.set("rootfs");
+        course.enter("rootfs").await?;
         let begun = Instant::now();
         let source = Arc::clone(self.container);
-        let saved = blocking(self.container, move || {
+        let saved = blocking(course, move || {
             let mut writer = images.0;
             let mut warnings = source.notices();
             files::save(&source, &self.spec, self.rootfs, &mut writer, &mut warnings)?;
@@ -301,15 +296,10 @@ fn write_result(
 
 /// Runs on a thread that may block. The tokio runtime has one thread, which must stay free.
 async fn blocking<T: Send + 'static>(
-    container: &Container,
+    course: &Course,
     work: impl FnOnce() -> Result<T, CheckpointError> + Send + 'static,
 ) -> Result<T, CheckpointError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|source| CheckpointError::Panic {
-            id: container.id.clone(),
-            source,
-        })?
+    course.thread(tokio::task::spawn_blocking(work)).await?
 }
 
 fn host<'a>(

@@ -1,13 +1,22 @@
 //! One run of `runc checkpoint` with this shim as CRIU's page server.
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use kybernate_cuda::process::Process;
 
 use super::{
+    course::Course,
     error::CheckpointError,
-    page_server::{PageImages, PageServer, PageServerError, Received},
-    stop::{Stop, StopReason},
+    page_server::{PageImages, PageServer, PageServerError, Pages, Received},
+    stop::StopReason,
+    tree,
 };
-use crate::{container::Container, criu::log, runc::RuncChild};
+use crate::{
+    container::Container,
+    criu::log,
+    fault,
+    journal::{Journal, Strays},
+};
 
 /// CRIU's log of a dump, in the work directory.
 pub const LOG: &str = "dump.log";
@@ -16,7 +25,7 @@ pub const STATS: &str = "stats-dump";
 
 /// How long CRIU may take to undo a dump whose page connection was closed. Longer means that
 /// it hangs; then it is killed, and the kernel lets its processes go.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(30);
+const UNDO_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same when the processes were killed: there is nothing to undo, CRIU may wait for a
 /// parasite that died with its process, and until it ends none of them can.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,13 +48,15 @@ pub struct Plan {
 pub async fn dump<S>(
     container: &Container,
     plan: &Plan,
-    mut sink: S,
-    stop: &Stop,
+    sink: S,
+    course: &Course,
 ) -> Result<(Received, S), CheckpointError>
 where
     S: PageImages + Send + 'static,
 {
     let id = || container.id.clone();
+    let stop = &course.stop;
+    course.enter("dump").await?;
     let server =
         PageServer::bind().map_err(|source| CheckpointError::Pages { id: id(), source })?;
     let line = server.line();
@@ -73,6 +84,16 @@ where
         .spawn(command)
         .map_err(|source| CheckpointError::Runc { id: id(), source })?;
     let runc_pid = child.pid();
+    let strays = Strays {
+        programs: Process::now(runc_pid).into_iter().collect(),
+        cgroup: container.freezer().map(|f| f.directory().to_owned()),
+    };
+    let noted = course.journal.programs([runc_pid]);
+    let mut sink = Noting {
+        sink,
+        journal: Arc::clone(&course.journal),
+        runc: Some(runc_pid),
+    };
     let log = plan.leave_running.then(|| plan.work.join(LOG));
     let serving = tokio::task::spawn_blocking(move || {
         let received = server.serve(runc_pid, log, &mut sink);
@@ -87,16 +108,22 @@ where
                 StopReason::Killed => KILLED_TIMEOUT,
                 _ => UNDO_TIMEOUT,
             };
-            undo(&mut child, grace).await
+            end(strays.clone(), grace).await;
+            child.wait().await
         }
     };
     if exited.is_err() {
-        // CRIU is gone: whoever waits for its connection or its pages waits in vain.
+        // runc is gone: whoever waits for CRIU's connection or its pages waits in vain. CRIU
+        // itself may be there yet, if runc was killed.
         line.cancel();
+        end(strays, UNDO_TIMEOUT).await;
     }
-    let (received, sink) = serving
-        .await
-        .map_err(|source| CheckpointError::Panic { id: id(), source })?;
+    let (received, Noting { sink, .. }) = course.thread(serving).await?;
+    noted.map_err(|source| CheckpointError::Step {
+        id: id(),
+        step: "dump",
+        source,
+    })?;
 
     if let Some(reason) = stop.reason() {
         return Err(CheckpointError::Stopped { id: id(), reason });
@@ -119,17 +146,29 @@ where
     }
 }
 
-async fn undo(child: &mut RuncChild, grace: Duration) -> Result<(), crate::runc::RuncError> {
-    match tokio::time::timeout(grace, child.wait()).await {
-        Ok(exited) => exited,
-        Err(_) => {
-            tracing::error!(pid = child.pid(), "CRIU does not end; killing it");
-            for pid in super::tree::descendants(child.pid()).into_iter().rev() {
-                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
-                // One that is gone meanwhile is what is wanted.
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
-            }
-            child.wait().await
+/// Waits for runc and CRIU, and kills them when they do not end.
+async fn end(strays: Strays, grace: Duration) {
+    let ended = tokio::task::spawn_blocking(move || strays.end(grace)).await;
+    if let Ok(Err(error)) = ended {
+        tracing::error!(error);
+    }
+}
+
+/// Page images that tell the journal who sends them.
+struct Noting<S> {
+    sink: S,
+    journal: Arc<Journal>,
+    /// Until it is noted.
+    runc: Option<u32>,
+}
+
+impl<S: PageImages> PageImages for Noting<S> {
+    fn pages(&mut self, name: &str) -> io::Result<Box<dyn Pages + '_>> {
+        if let Some(runc) = self.runc.take() {
+            self.journal.step("pages")?;
+            self.journal.programs(tree::descendants(runc))?;
+            fault::block_at("pages")?;
         }
+        self.sink.pages(name)
     }
 }

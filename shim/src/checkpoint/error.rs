@@ -1,4 +1,4 @@
-//! Why a checkpoint failed. In every case the container is as it was before.
+//! Why a checkpoint failed. The container is as it was before unless the error says otherwise.
 
 use std::{io, path::PathBuf};
 
@@ -6,7 +6,7 @@ use kybernate_config::settings::SettingsError;
 use kybernate_oci::archive::WriteError;
 
 use super::{page_server::PageServerError, request::RequestError, stop::StopReason};
-use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
+use crate::{gpu::GpuError, journal::FIRST_STEP, runc::RuncError, spec::SpecError, status::Class};
 
 /// Why a checkpoint failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,54 @@ pub enum CheckpointError {
         id: String,
         /// Why.
         reason: StopReason,
+    },
+    /// A step could not be begun.
+    #[error("cannot begin the step {step} of the checkpoint of container {id}: {source}")]
+    Step {
+        /// The container.
+        id: String,
+        /// The step.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What an earlier operation has left stands in the way.
+    #[error("cannot begin a checkpoint of container {id}: {left}")]
+    Unsettled {
+        /// The container.
+        id: String,
+        /// What is left, and what to do.
+        left: String,
+    },
+    /// It did not stop when it was to.
+    #[error(
+        "checkpoint of container {id} was to stop ({reason}) and was given up {seconds} s later"
+    )]
+    Overdue {
+        /// The container.
+        id: String,
+        /// Why it was to stop.
+        reason: StopReason,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A failure, and where it happened.
+    #[error("{source} (at step {step})")]
+    At {
+        /// The step that was begun last.
+        step: String,
+        /// The failure.
+        source: Box<CheckpointError>,
+    },
+    /// It failed, and not all of it could be undone.
+    #[error(
+        "{source}; and not everything is as before: {left}; `kybernate doctor --repair` tries again"
+    )]
+    Left {
+        /// Why the checkpoint failed.
+        source: Box<CheckpointError>,
+        /// What is left.
+        left: String,
     },
     /// runc or CRIU failed.
     #[error("cannot dump container {id}: {runc}; CRIU: {criu}")]
@@ -153,6 +201,22 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// The same with the step at which it happened, unless that is told already or there is none.
+    #[must_use]
+    pub fn at(self, step: &str) -> Self {
+        let is_told = matches!(
+            self,
+            Self::At { .. } | Self::Step { .. } | Self::NotAsBefore { .. }
+        );
+        if is_told || step == FIRST_STEP {
+            return self;
+        }
+        Self::At {
+            step: step.into(),
+            source: Box::new(self),
+        }
+    }
+
     /// What kind of failure it is for the caller.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -164,6 +228,9 @@ impl CheckpointError {
             Self::Stopped { .. } => Class::Cancelled,
             Self::Gpu { source, .. } => source.class(),
             Self::NotAsBefore { first, .. } => first.class(),
+            Self::At { source, .. } | Self::Left { source, .. } => source.class(),
+            Self::Overdue { .. } => Class::Cancelled,
+            Self::Step { source, .. } if is_full(source) => Class::ResourceExhausted,
             Self::Space { .. } => Class::ResourceExhausted,
             Self::Archive(error) if is_out_of_space(error) => Class::ResourceExhausted,
             Self::Pages {

@@ -5,12 +5,18 @@
 //!
 //! v1: `THAWED` into `freezer.state`. v2: `0` into `cgroup.freeze`.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
 
 /// A container's freezer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Freezer {
     /// Directory in the freezer hierarchy.
     V1(PathBuf),
@@ -25,6 +31,32 @@ impl Freezer {
         match cgroup {
             Cgroup::V1(paths) => paths.get("freezer").cloned().map(Self::V1),
             Cgroup::V2(path) => Some(Self::V2(path.clone())),
+        }
+    }
+
+    /// The cgroup.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        match self {
+            Self::V1(dir) | Self::V2(dir) => dir,
+        }
+    }
+
+    /// Whether processes of it are frozen, or some are already.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let read = |name| fs::read_to_string(self.directory().join(name)).unwrap_or_default();
+        match self {
+            Self::V1(_) => !matches!(read("freezer.state").trim(), "THAWED" | ""),
+            Self::V2(_) => read("cgroup.events").lines().any(|line| line == "frozen 1"),
+        }
+    }
+
+    /// Stops every process of the cgroup.
+    pub fn freeze(&self) -> io::Result<()> {
+        match self {
+            Self::V1(dir) => fs::write(dir.join("freezer.state"), "FROZEN"),
+            Self::V2(dir) => fs::write(dir.join("cgroup.freeze"), "1"),
         }
     }
 

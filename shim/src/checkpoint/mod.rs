@@ -7,10 +7,12 @@
 //!                       page_server <── pages over a loopback socket ──┘ <──────┘
 //! ```
 //!
-//! A checkpoint runs to its end or undoes itself without its caller. It holds the container's
+//! A checkpoint runs to its end or undoes itself without its caller, and without its shim: what it
+//! is about to change is in a journal first ([`crate::journal`]). It holds the container's
 //! operation lock, and no lock that `State`, `Pids`, `Stats`, `Wait` or `Kill` would need.
 
 mod archive;
+mod course;
 mod dump;
 mod error;
 mod facts;
@@ -21,9 +23,11 @@ mod peer;
 mod phases;
 mod plain;
 mod request;
+mod resume;
 mod still;
 mod stop;
 mod tree;
+mod undoing;
 mod wire;
 pub mod workdir;
 
@@ -37,10 +41,14 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use kybernate_config::Settings;
 use tokio_util::sync::CancellationToken;
 
+pub use self::resume::Caller;
+pub(crate) use self::{course::Course, freezer::Freezer, tree::descendants};
 pub use self::{error::CheckpointError, facts::cpu_features, files::shared_memory};
-pub(crate) use self::{freezer::Freezer, stop::Stop};
-use self::{request::Request, stop::StopReason};
-use crate::{container::Container, criu, process::ProcessState};
+use self::{
+    request::Request,
+    stop::{Stop, StopReason},
+};
+use crate::{container::Container, criu, journal::Paused, process::ProcessState};
 
 /// What the `Checkpoint` call asks for.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +57,8 @@ pub struct Task {
     pub path: PathBuf,
     /// runc's options, which containerd sends for runc's own runtime type alone.
     pub options: Option<CheckpointOptions>,
+    /// Who asks.
+    pub caller: Caller,
 }
 
 impl Task {
@@ -82,17 +92,52 @@ pub async fn run(
     let _call = stop.follow(call, StopReason::CallEnded);
     let settings = Settings::load()?;
     let _limit = stop.after(Duration::from_secs(settings.checkpoint.timeout_s));
-    match Request::read(&task.path, &settings.checkpoint)? {
-        Some(request) => archive::run(&container, &task, request, &settings, &stop).await,
-        None => plain::run(&container, &task, &settings, &stop).await,
+    let request = Request::read(&task.path, &settings.checkpoint)?;
+    let (_, freezer) = subject(&container)?;
+    let intent = undoing::intent(&container, &task, request.is_some(), &settings)?;
+    let resumed_by_containerd = intent.paused == Paused::ForCheckpoint;
+    let journal = Arc::new(undoing::begin(&container, &settings, intent).await?);
+    let course = Course::new(&container.id, stop.clone(), Arc::clone(&journal));
+    let caller = task.caller;
+    let limit = Duration::from_secs(settings.checkpoint.resume_within_s);
+
+    let taking = take(Arc::clone(&container), task, request, settings, course);
+    let taken = undoing::to_its_end(&container.id, taking, &stop).await;
+    let undone = match taken {
+        Ok(()) => Ok(()),
+        Err(error) => Err(undoing::undo(&journal, error).await),
+    };
+    if resumed_by_containerd && container.state() == ProcessState::Paused {
+        // A call that was stopped can't resume any more.
+        let limit = stop.reason().map_or(limit, |_| Duration::ZERO);
+        let caller = Caller {
+            deadline: caller.deadline.filter(|_| stop.reason().is_none()),
+            ..caller
+        };
+        resume::watch(&container, freezer, journal, caller, limit);
+    } else if !matches!(undone, Err(CheckpointError::Left { .. })) {
+        journal.end();
+    }
+    undone
+}
+
+async fn take(
+    container: Arc<Container>,
+    task: Task,
+    request: Option<Request>,
+    settings: Settings,
+    course: Course,
+) -> Result<(), CheckpointError> {
+    match request {
+        Some(request) => archive::run(&container, &task, request, &settings, &course).await,
+        None => plain::run(&container, &task, &settings, &course).await,
     }
 }
 
 /// What a checkpoint works on: the first process, and the cgroup that freezes all of them.
 fn subject(container: &Container) -> Result<(u32, Freezer), CheckpointError> {
     let state = container.state();
-    let freezer = container.cgroup().and_then(|cgroup| Freezer::of(&cgroup));
-    match (state, container.init_pid(), freezer) {
+    match (state, container.init_pid(), container.freezer()) {
         (ProcessState::Running | ProcessState::Paused, Some(pid), Some(freezer)) => {
             Ok((pid, freezer))
         }

@@ -10,7 +10,6 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use kybernate_config::Settings;
@@ -18,37 +17,35 @@ use nix::sys::statvfs::statvfs;
 
 use super::{
     Task,
+    course::Course,
     dump::{LOG, Plan, STATS, dump},
     error::CheckpointError,
     facts,
-    freezer::Freezer,
     page_server::{PageImages, Pages},
     phases::Phases,
     still::Still,
-    stop::{Stop, StopReason},
+    stop::StopReason,
 };
 use crate::container::Container;
 
 /// Bytes that are gathered before a write.
 const BUFFER: usize = 1 << 20;
-/// A pause this recent was containerd's own, made for the checkpoint that follows it. When
-/// that call ends early containerd can't resume any more: its context is used up.
-const CONTAINERD_PAUSE: Duration = Duration::from_secs(10);
+/// The shim's own directory for CRIU's log and statistics, in the bundle.
+pub const WORK: &str = "criu-work";
 
 /// Dumps `container` into the directory `task.path`.
 pub async fn run(
     container: &Arc<Container>,
     task: &Task,
     settings: &Settings,
-    stop: &Stop,
+    course: &Course,
 ) -> Result<(), CheckpointError> {
     let (init, freezer) = super::subject(container)?;
     preflight(&task.path, init, 0)?;
-    let before = Leftovers::note(&task.path)?;
     let work = match task.work_path() {
         Some(path) => path.to_owned(),
         None => {
-            let path = container.bundle.join("criu-work");
+            let path = container.bundle.join(WORK);
             fs::create_dir_all(&path).map_err(host("create", &path))?;
             path
         }
@@ -61,29 +58,24 @@ pub async fn run(
     };
     super::prepare_criu(container).await?;
     let images = Directory(task.path.clone());
-    let _killed = stop.follow(container.killed().clone(), StopReason::Killed);
+    let _killed = course
+        .stop
+        .follow(container.killed().clone(), StopReason::Killed);
     let phases = &mut Phases::default();
-    let dumped = async {
-        let still =
-            Still::begin(container, &freezer, false, settings, stop, phases, &|_| ()).await?;
-        let dumping = async {
-            preflight(&task.path, init, still.gpu_memory())?;
-            dump(container, &plan, images, stop).await
-        };
-        match dumping.await {
-            Ok(dumped) if plan.leave_running => still.go_on(phases).await.map(|()| dumped),
-            Ok(dumped) => still.end().await.map(|()| dumped),
-            Err(error) => Err(still.go_on_after(error).await),
-        }
+    let still =
+        Still::begin(container, &freezer, false, settings, course, phases, &|_| ()).await?;
+    let dumping = async {
+        preflight(&task.path, init, still.gpu_memory())?;
+        let dumped = dump(container, &plan, images, course).await?;
+        course.enter("thaw").await?;
+        Ok(dumped)
     };
-    let (received, _) = match dumped.await {
-        Ok(done) => done,
-        Err(error) => {
-            before.restore();
-            thaw_for_containerd(container, &freezer, stop);
-            return Err(error);
-        }
-    };
+    let (received, _) = match dumping.await {
+        Ok(dumped) if plan.leave_running => still.go_on(phases).await.map(|()| dumped),
+        Ok(dumped) => still.end().await.map(|()| dumped),
+        Err(error) => Err(still.go_on_after(error).await),
+    }?;
+    course.enter("sync").await?;
     for (name, content) in &received.pagemaps {
         let path = task.path.join(name);
         fs::write(&path, content).map_err(host("write", &path))?;
@@ -143,51 +135,6 @@ fn cri_directories(bundle: &Path, id: &str) -> Vec<PathBuf> {
         .into_iter()
         .filter(|d| d.is_dir())
         .collect()
-}
-
-/// containerd pauses a container before it asks for its checkpoint and resumes it afterwards
-/// in the context of the same call. When that call is over, nobody else will.
-fn thaw_for_containerd(container: &Container, freezer: &Freezer, stop: &Stop) {
-    let paused = container.paused_for();
-    if stop.reason().is_none() || paused.is_none_or(|paused| paused >= CONTAINERD_PAUSE) {
-        return;
-    }
-    match freezer.thaw() {
-        Ok(()) => container.note_resumed(),
-        Err(error) => tracing::error!(id = %container.id, %error, "cannot thaw"),
-    }
-}
-
-/// What was in a directory before, so that a failure can put it back.
-struct Leftovers {
-    directory: PathBuf,
-    names: Vec<std::ffi::OsString>,
-}
-
-impl Leftovers {
-    fn note(directory: &Path) -> Result<Self, CheckpointError> {
-        let names = fs::read_dir(directory)
-            .and_then(|entries| entries.map(|e| e.map(|e| e.file_name())).collect())
-            .map_err(host("list", directory))?;
-        Ok(Self {
-            directory: directory.into(),
-            names,
-        })
-    }
-
-    fn restore(self) {
-        let Ok(entries) = fs::read_dir(&self.directory) else {
-            return;
-        };
-        for entry in entries
-            .flatten()
-            .filter(|e| !self.names.contains(&e.file_name()))
-        {
-            if let Err(error) = fs::remove_file(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "cannot remove");
-            }
-        }
-    }
 }
 
 fn host<'a>(
@@ -270,18 +217,6 @@ mod tests {
             "an image is never overwritten"
         );
         assert_eq!(fs::read(dir.path().join("pages-1.img")).unwrap(), content);
-    }
-
-    #[test]
-    fn a_failure_removes_only_what_it_left() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("mine"), "").unwrap();
-        let before = Leftovers::note(dir.path()).unwrap();
-        fs::write(dir.path().join("core-1.img"), "").unwrap();
-        before.restore();
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().collect();
-        assert_eq!(left.len(), 1);
-        assert_eq!(left[0].file_name(), "mine");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use kybernate_oci::manifest::Gpu;
 
 use super::{
     CheckpointError,
+    course::Course,
     freezer::{Freezer, Thaw},
     phases::Phases,
-    stop::Stop,
 };
 use crate::{
     container::Container,
@@ -30,6 +30,7 @@ use crate::{
 pub struct Still {
     container: Arc<Container>,
     freezer: Freezer,
+    course: Course,
     was_paused: bool,
     /// Present while it is frozen by this.
     thaw: Option<Thaw>,
@@ -45,34 +46,34 @@ impl Still {
         freezer: &Freezer,
         freeze: bool,
         settings: &Settings,
-        stop: &Stop,
+        course: &Course,
         phases: &mut Phases,
         ahead: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, CheckpointError> {
         let mut still = Self {
             container: Arc::clone(container),
             freezer: freezer.clone(),
+            course: course.clone(),
             was_paused: container.state() == ProcessState::Paused,
             thaw: None,
             gpu: None,
         };
         if still.sees_gpu().await? {
-            still.suspend(settings, stop, phases, ahead).await?;
+            still.suspend(settings, phases, ahead).await?;
         }
-        if let Some(reason) = stop.reason() {
-            let id = container.id.clone();
-            return Err(still
-                .go_on_after(CheckpointError::Stopped { id, reason })
-                .await);
-        }
-        if freeze || still.was_paused {
-            let begun = Instant::now();
-            if let Err(error) = still.freeze().await {
-                return Err(still.go_on_after(error).await);
+        let begun = Instant::now();
+        let frozen = async {
+            course.enter("freeze").await?;
+            if freeze || still.was_paused {
+                course.unless_stopped(still.freeze()).await?;
+                phases.end("freeze", begun);
             }
-            phases.end("freeze", begun);
+            Ok(())
+        };
+        match frozen.await {
+            Ok(()) => Ok(still),
+            Err(error) => Err(still.go_on_after(error).await),
         }
-        Ok(still)
     }
 
     async fn sees_gpu(&self) -> Result<bool, CheckpointError> {
@@ -94,7 +95,6 @@ impl Still {
     async fn suspend(
         &mut self,
         settings: &Settings,
-        stop: &Stop,
         phases: &mut Phases,
         ahead: &(dyn Fn(u64) + Sync),
     ) -> Result<(), CheckpointError> {
@@ -105,7 +105,7 @@ impl Still {
                 .map_err(|source| self.not_thawed(source))?;
         }
         let container = &self.container;
-        match gpu::suspend(container, &self.freezer, &settings.gpu, stop, ahead).await {
+        match gpu::suspend(container, &self.freezer, &settings.gpu, &self.course, ahead).await {
             Ok(suspended) => {
                 for (name, took) in suspended.iter().flat_map(|s| &s.steps) {
                     phases.add(name, *took);
@@ -166,6 +166,12 @@ impl Still {
             thaw.now().map_err(|source| self.not_thawed(source))?;
         }
         if let Some(gpu) = self.gpu.take() {
+            let entered = self.course.enter_undo("gpu-restore").await;
+            entered.map_err(|source| CheckpointError::Step {
+                id: self.container.id.clone(),
+                step: "gpu-restore",
+                source,
+            })?;
             let steps = gpu
                 .resume()
                 .await
@@ -184,6 +190,7 @@ impl Still {
     /// Lets it go on after a failure, and returns what is to be said of that.
     pub async fn go_on_after(self, error: CheckpointError) -> CheckpointError {
         let id = self.container.id.clone();
+        let error = error.at(&self.course.journal.current());
         match self.go_on(&mut Phases::default()).await {
             Ok(()) => error,
             Err(second) => CheckpointError::NotAsBefore {

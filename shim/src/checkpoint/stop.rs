@@ -57,6 +57,13 @@ impl Stop {
         self.reason().unwrap_or(StopReason::CallEnded)
     }
 
+    /// Completes `grace` after it was stopped.
+    pub async fn overdue(&self, grace: Duration) -> StopReason {
+        let reason = self.stopped().await;
+        tokio::time::sleep(grace).await;
+        reason
+    }
+
     /// The reason, once stopped.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {

@@ -21,10 +21,16 @@ const SLACK: u64 = 16 << 20;
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
+    /// Where [`WorkDir::create`] makes one.
+    #[must_use]
+    pub fn place(parent: &Path, namespace: &str, id: &str) -> PathBuf {
+        parent.join(format!("{namespace}-{id}"))
+    }
+
     /// Makes `<parent>/<namespace>-<id>`, mode 0700, empty. What an earlier attempt left there
     /// goes away: a container has one operation at a time.
     pub fn create(parent: &Path, namespace: &str, id: &str) -> io::Result<Self> {
-        let path = parent.join(format!("{namespace}-{id}"));
+        let path = Self::place(parent, namespace, id);
         match remove(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -72,8 +78,8 @@ impl WorkDir {
 /// Removes a work directory, also one that another process has left.
 pub fn remove(path: &Path) -> io::Result<()> {
     match umount2(&path.join(IMAGES), MntFlags::MNT_DETACH) {
-        // Nothing is mounted there, or nothing is there.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+        // Nothing is mounted there, nothing is there, or nobody here could have mounted it.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::EPERM) => {}
         Err(errno) => return Err(errno.into()),
     }
     fs::remove_dir_all(path)

@@ -7,7 +7,7 @@ use protobuf::well_known_types::any::Any;
 
 use super::{Container, ContainerError, INIT_PID_FILE, ROOTFS, create::blocking, lock, read_pid};
 use crate::{
-    gpu, mount,
+    fault, gpu, mount,
     process::{Process, ProcessState},
     restore,
 };
@@ -79,7 +79,14 @@ impl Container {
         let cgroup = self.cgroup();
         let pids = cgroup.as_ref().map_or_else(Vec::new, |group| group.pids());
         let spec = self.whole_spec()?;
-        match wake.wake(init, &pids, &spec).await {
+        let woken = async {
+            let begun = fault::at("gpu-wake").await;
+            begun.map_err(|error| {
+                gpu::GpuError::Host(format!("cannot begin the step gpu-wake: {error}"))
+            })?;
+            wake.wake(init, &pids, &spec).await
+        };
+        match woken.await {
             Ok(took) => {
                 let ms = took.as_millis();
                 tracing::info!(id = %self.id, ms, "GPU state restored");

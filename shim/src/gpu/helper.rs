@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use kybernate_config::{names::CUDA_BINARY, settings::GpuSettings};
+use kybernate_config::settings::GpuSettings;
 use kybernate_cuda::protocol::{Facts, Failure, Op, Outcome, Reply, Request, Response, State};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::GpuError;
-use crate::reaper::Reaper;
+use crate::{journal, reaper::Reaper};
 
 /// How long the helper may take for what does not move memory.
 const QUICK: Duration = Duration::from_secs(30);
@@ -41,6 +41,7 @@ type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Outcome>>>>>;
 /// A running helper.
 #[derive(Debug)]
 pub struct Helper {
+    pid: u32,
     input: AsyncMutex<pipe::Sender>,
     waiting: Waiting,
     next: AtomicU64,
@@ -50,7 +51,7 @@ pub struct Helper {
 impl Helper {
     /// Starts one. Its log lies in `bundle`.
     pub fn start(settings: &GpuSettings, reaper: &Reaper, bundle: &Path) -> Result<Self, GpuError> {
-        let program = program(settings);
+        let program = journal::helper(settings);
         let log = bundle.join(LOG);
         let failed = |source| GpuError::Helper {
             program: program.clone(),
@@ -79,13 +80,21 @@ impl Helper {
         let output = pipe::Receiver::from_owned_fd(OwnedFd::from(output)).map_err(failed)?;
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         tokio::spawn(hear(output, Arc::clone(&waiting)));
+        let claim_pid = claim.pid;
         tokio::spawn(claim.exit());
         Ok(Self {
+            pid: claim_pid,
             input: AsyncMutex::new(input),
             waiting,
             next: AtomicU64::new(1),
             log,
         })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// The driver and its GPUs.
@@ -171,18 +180,6 @@ async fn hear(output: pipe::Receiver, waiting: Waiting) {
     }
     // Whoever waits learns that nothing comes any more.
     lock(&waiting).take();
-}
-
-/// The helper lies beside the shim unless the settings say otherwise.
-fn program(settings: &GpuSettings) -> PathBuf {
-    if !settings.helper.as_os_str().is_empty() {
-        return settings.helper.clone();
-    }
-    std::env::current_exe()
-        .ok()
-        .and_then(|shim| Some(shim.parent()?.join(CUDA_BINARY)))
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| CUDA_BINARY.into())
 }
 
 fn create(log: &Path) -> io::Result<File> {

@@ -105,12 +105,23 @@ pub async fn make_room(
             });
         }
         let value = (limit.bytes + needed + SLACK).to_string();
-        let path = limit.path;
-        helper
-            .set("raise the memory limit", Op::Hold { path, value })
-            .await?;
+        for path in [swap_limit(&limit), Some(limit.path)].into_iter().flatten() {
+            let value = value.clone();
+            helper
+                .set("raise the memory limit", Op::Hold { path, value })
+                .await?;
+        }
     }
     Ok(())
+}
+
+/// On cgroup v1 the limit of memory and swap together, which the limit of memory must not exceed;
+/// containerd makes them equal.
+fn swap_limit(limit: &Limit) -> Option<String> {
+    let path = limit.path.strip_suffix("memory.limit_in_bytes")?;
+    let path = format!("{path}memory.memsw.limit_in_bytes");
+    let bytes = number(Path::new(&path))?;
+    (bytes < i64::MAX as u64 / 2).then_some(path)
 }
 
 /// A limit on memory.
@@ -202,6 +213,22 @@ mod tests {
     fn memory_is_that_of_the_processes_alone() {
         assert_eq!(device_memory(&facts("", false, false), &[7]), 100);
         assert_eq!(device_memory(&facts("", false, false), &[8]), 0);
+    }
+
+    #[test]
+    fn the_limit_of_memory_and_swap_is_raised_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let limit = |name: &str| Limit {
+            path: dir.path().join(name).to_string_lossy().into_owned(),
+            bytes: 1,
+            used: 0,
+        };
+        let v1 = limit("memory.limit_in_bytes");
+        assert_eq!(swap_limit(&v1), None);
+        let both = dir.path().join("memory.memsw.limit_in_bytes");
+        fs::write(&both, "4096\n").unwrap();
+        assert_eq!(swap_limit(&v1), Some(both.to_string_lossy().into_owned()));
+        assert_eq!(swap_limit(&limit("memory.max")), None);
     }
 
     #[test]

@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 
 use super::{GpuError, evidence, helper::Helper, huge, preflight, wake::revive};
 use crate::{
-    checkpoint::{Freezer, Stop},
+    checkpoint::{Course, Freezer},
     container::Container,
+    fault,
 };
 
 /// How long a process that runs may take to tell its state.
@@ -33,6 +34,7 @@ pub struct Suspended {
     helper: Arc<Helper>,
     container: Arc<Container>,
     settings: GpuSettings,
+    course: Course,
     pids: BTreeSet<u32>,
     facts: Gpu,
     /// Names and durations of the steps so far.
@@ -49,7 +51,7 @@ pub async fn suspend(
     container: &Arc<Container>,
     freezer: &Freezer,
     settings: &GpuSettings,
-    stop: &Stop,
+    course: &Course,
     ahead: &(dyn Fn(u64) + Sync),
 ) -> Result<Option<Suspended>, GpuError> {
     let helper = start(container, settings)?;
@@ -58,15 +60,16 @@ pub async fn suspend(
         helper,
         container: Arc::clone(container),
         settings: settings.clone(),
+        course: course.clone(),
         pids: BTreeSet::new(),
         facts: Gpu::default(),
         steps: Vec::new(),
     };
     let taken = tokio::select! {
-        taken = suspended.take(facts, freezer, stop, ahead) => taken,
+        taken = suspended.take(facts, freezer, ahead) => taken,
         // A step that is under way ends before its processes tell their state, so what follows,
         // which is the caller's, waits for it.
-        _ = stop.stopped() => Ok(()),
+        _ = course.stop.stopped() => Ok(()),
     };
     match taken {
         Ok(()) if suspended.pids.is_empty() => {
@@ -93,14 +96,15 @@ impl Suspended {
         &mut self,
         facts: Facts,
         freezer: &Freezer,
-        stop: &Stop,
         ahead: &(dyn Fn(u64) + Sync),
     ) -> Result<(), GpuError> {
+        let stop = self.course.stop.clone();
         let mut pids = self.find().await?;
         if pids.is_empty() {
             return Ok(());
         }
         preflight::check(&facts, &pids)?;
+        self.note(&pids)?;
         let (path, value) = freezer.thaw_file();
         let guard = Op::Guard {
             path: path.to_string_lossy().into_owned(),
@@ -118,6 +122,8 @@ impl Suspended {
 
         for _ in 0..ROUNDS {
             let begun = Instant::now();
+            self.enter("gpu-lock").await?;
+            self.note(&pids)?;
             self.lock(&pids).await?;
             self.steps.push(("gpu-lock", begun.elapsed()));
             if stop.reason().is_some() {
@@ -125,6 +131,7 @@ impl Suspended {
                 return Ok(());
             }
             let begun = Instant::now();
+            self.enter("gpu-checkpoint").await?;
             self.checkpoint(&pids).await?;
             self.steps.push(("gpu-checkpoint", begun.elapsed()));
             // Processes that were started meanwhile.
@@ -134,6 +141,19 @@ impl Suspended {
             }
         }
         self.verify().await
+    }
+
+    async fn enter(&self, step: &'static str) -> Result<(), GpuError> {
+        let failed = |error| GpuError::Host(format!("cannot begin the step {step}: {error}"));
+        self.course.phase().set(step);
+        self.course.journal.step(step).map_err(failed)?;
+        fault::at(step).await.map_err(failed)
+    }
+
+    /// Notes who is about to be locked, for whoever has to undo it.
+    fn note(&self, pids: &[u32]) -> Result<(), GpuError> {
+        let noted = self.course.journal.locks(self.helper.pid(), pids);
+        noted.map_err(|error| GpuError::Host(format!("cannot note the processes: {error}")))
     }
 
     /// Processes with CUDA state that is not in host memory yet.
@@ -283,6 +303,9 @@ impl Suspended {
         // The helper may be what failed. A step that it had begun ends without it.
         tracing::warn!(id = %self.container.id, ?left, "once more with a new helper");
         let helper = start(&self.container, &self.settings)?;
+        if let Err(error) = self.course.journal.locks(helper.pid(), &[]) {
+            tracing::error!(%error, "cannot note the helper");
+        }
         left = revive(&helper, &pids, &[], limit).await;
         let released = helper.set("release", Op::Release).await;
         let _ = self.release().await;

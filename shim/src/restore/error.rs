@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use kybernate_config::settings::SettingsError;
-use kybernate_oci::{archive::ReadError, rootfs::ApplyError};
+use kybernate_oci::{archive::ReadError, rootfs::ApplyError, signature::SignatureError};
 
 use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
 
@@ -45,6 +45,23 @@ pub enum RestoreError {
         path: PathBuf,
         /// What is wrong with it.
         source: ReadError,
+    },
+    /// Nobody who is trusted has signed it.
+    #[error("restore.require_signature is set, and {path} can't be trusted: {source}")]
+    Signature {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        source: SignatureError,
+    },
+    /// Plain images have no signature.
+    #[error(
+        "restore.require_signature is set, and the plain CRIU images in {path} can't be signed; \
+         restore an archive"
+    )]
+    Unsigned {
+        /// The images.
+        path: PathBuf,
     },
     /// Taken on another architecture.
     #[error(
@@ -112,6 +129,22 @@ pub enum RestoreError {
     /// `deleted.files` is not what this build writes.
     #[error("deleted.files of the archive does not parse: {0}")]
     Deleted(#[source] serde_json::Error),
+    /// A step could not be begun.
+    #[error("cannot begin the step {step} of the restore: {source}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What an earlier operation has left stands in the way.
+    #[error("cannot begin a restore of container {id}: {left}")]
+    Unsettled {
+        /// The container.
+        id: String,
+        /// What is left, and what to do.
+        left: String,
+    },
     /// Something on the host.
     #[error("cannot {action} {path}: {source}")]
     Host {
@@ -132,10 +165,18 @@ impl RestoreError {
             Self::Annotation { .. } | Self::Settings(_) | Self::Deleted(_) => {
                 Class::InvalidArgument
             }
-            Self::Arch { .. } | Self::Cpu { .. } | Self::Criu { .. } | Self::NoSharedMemory => {
-                Class::FailedPrecondition
-            }
+            Self::Signature { .. }
+            | Self::Unsigned { .. }
+            | Self::Arch { .. }
+            | Self::Cpu { .. }
+            | Self::Criu { .. }
+            | Self::NoSharedMemory => Class::FailedPrecondition,
             Self::Space { .. } => Class::ResourceExhausted,
+            Self::Step { source, .. } | Self::Host { source, .. }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                Class::ResourceExhausted
+            }
             Self::Gpu(error) => error.class(),
             _ => Class::Unknown,
         }

@@ -10,25 +10,29 @@
 //! is touched.
 
 mod error;
+mod noted;
 mod preflight;
 mod stage;
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
-use kybernate_config::Settings;
+use kybernate_config::{Settings, settings::RestoreSettings};
 use kybernate_oci::{
     archive::Archive,
     manifest::Gpu,
     rootfs::{self, tree},
+    signature,
 };
 
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 pub use self::error::RestoreError;
+use self::noted::Noted;
 use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
@@ -60,6 +64,8 @@ pub struct Prepared {
     images: PathBuf,
     work: PathBuf,
     gpu: Option<Gpu>,
+    /// The last field: it ends when what was staged is gone.
+    record: Noted,
 }
 
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
@@ -68,22 +74,28 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
     let settings = Settings::load()?;
     let criu = criu::Version::text(&facts.runc).await;
     let path = match source {
+        Source::Images(path) if settings.restore.require_signature => {
+            return Err(RestoreError::Unsigned { path });
+        }
         Source::Images(path) => {
+            let record = Noted::begin(facts, &settings).await?;
             let facts = facts.clone();
-            return blocking(move || Prepared::from_images(&path, &facts, &settings)).await;
+            return blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await;
         }
         Source::Archive(path) => path,
     };
     let archive = {
         let path = path.clone();
-        blocking(move || open_archive(&path)).await?
+        let settings = settings.restore.clone();
+        blocking(move || open_archive(&path, &settings)).await?
     };
     preflight::check(archive.manifest(), &preflight::Here::now(criu))?;
     if let Some(gpu) = archive.manifest().gpu.clone() {
         wake(gpu, facts, &settings).await?.release().await?;
     }
+    let record = Noted::begin(facts, &settings).await?;
     let facts = facts.clone();
-    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings)).await
+    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record)).await
 }
 
 /// Makes sure that this node's GPUs can take over what the archive's held.
@@ -102,14 +114,49 @@ async fn blocking<T: Send + 'static>(
         .map_err(RestoreError::Panic)?
 }
 
-fn open_archive(path: &Path) -> Result<Archive, RestoreError> {
+fn open_archive(path: &Path, settings: &RestoreSettings) -> Result<Archive, RestoreError> {
     if !path.is_absolute() {
         return Err(RestoreError::Annotation { value: path.into() });
     }
-    Archive::open(path).map_err(|source| RestoreError::Archive {
+    let archive = Archive::open(path).map_err(|source| RestoreError::Archive {
         path: path.into(),
         source,
-    })
+    })?;
+    if settings.require_signature {
+        check_signature(path, archive.manifest_sha256(), &settings.trusted_keys)?;
+    }
+    Ok(archive)
+}
+
+/// Makes sure that somebody who is trusted has signed an archive. Its digest is that of the file
+/// that is open, and covers every byte that is read of it from here on.
+fn check_signature(path: &Path, digest: &str, keys: &[PathBuf]) -> Result<(), RestoreError> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|source| RestoreError::Host {
+            action: "read",
+            path: path.into(),
+            source,
+        })
+    };
+    let keys = keys
+        .iter()
+        .map(|key| read(key))
+        .collect::<Result<Vec<_>, _>>()?;
+    let place = signature::place(path);
+    let signatures = match read(&place) {
+        Err(RestoreError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            String::new()
+        }
+        other => other?,
+    };
+    let key = signature::verify(digest, &signatures, &keys).map_err(|source| {
+        RestoreError::Signature {
+            path: path.into(),
+            source,
+        }
+    })?;
+    tracing::info!(path = %path.display(), key, "signed by a trusted key");
+    Ok(())
 }
 
 /// Brings the processes back. On return they run and runc knows them; the staged images are
@@ -120,6 +167,21 @@ pub async fn start(
     stdio: &mut Stdio,
     pid_file: &Path,
 ) -> Result<Option<Wake>, RestoreError> {
+    let started = start_processes(&prepared, facts, stdio, pid_file).await;
+    if started.is_err() {
+        prepared.record.undo().await;
+    }
+    started
+}
+
+async fn start_processes(
+    prepared: &Prepared,
+    facts: &ContainerFacts,
+    stdio: &mut Stdio,
+    pid_file: &Path,
+) -> Result<Option<Wake>, RestoreError> {
+    let record = &prepared.record;
+    record.enter("restore").await?;
     let settings = Settings::load()?;
     let gpu = match prepared.gpu.clone() {
         Some(gpu) => Some(wake(gpu, facts, &settings).await?),
@@ -157,15 +219,17 @@ pub async fn start(
     }
     stdio.attach(&mut command);
     command.arg(&facts.id);
-    facts
-        .runc
-        .run_attached(command)
-        .await
-        .map_err(|runc| RestoreError::Processes {
-            id: facts.id.clone(),
-            criu: log::explain(&prepared.work.join(LOG)),
-            runc,
-        })?;
+    let failed = |runc| RestoreError::Processes {
+        id: facts.id.clone(),
+        criu: log::explain(&prepared.work.join(LOG)),
+        runc,
+    };
+    let mut child = facts.runc.spawn(command).map_err(failed)?;
+    let noted = record.programs([child.pid()]);
+    child.wait().await.map_err(failed)?;
+    let step = "restore";
+    noted.map_err(|source| RestoreError::Step { step, source })?;
+    record.enter("restored").await?;
     Ok(gpu)
 }
 
@@ -204,9 +268,11 @@ impl Prepared {
         archive: &Archive,
         facts: &ContainerFacts,
         settings: &Settings,
+        record: Noted,
     ) -> Result<Self, RestoreError> {
         let manifest = archive.manifest();
-        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest))?;
+        record.step("stage")?;
+        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest), &record)?;
         restore.gpu.clone_from(&manifest.gpu);
         stage::extract(archive, restore.staging.path()).map_err(|source| {
             RestoreError::Archive {
@@ -215,6 +281,7 @@ impl Prepared {
             }
         })?;
 
+        record.step("apply")?;
         // Every byte is what it was. Only now does anything of it leave the staging directory.
         let deleted = stage::deleted(&files)?;
         let spec = SpecFacts::read_whole(&facts.bundle)?;
@@ -242,8 +309,11 @@ impl Prepared {
         path: &Path,
         facts: &ContainerFacts,
         settings: &Settings,
+        record: Noted,
     ) -> Result<Self, RestoreError> {
-        let (restore, files) = Self::staged(facts, settings, stage::directory_size(path)?)?;
+        let bytes = stage::directory_size(path)?;
+        record.step("stage")?;
+        let (restore, files) = Self::staged(facts, settings, bytes, &record)?;
         stage::copy(path, &restore.images)?;
         remove(&files)?;
         Ok(restore)
@@ -254,6 +324,7 @@ impl Prepared {
         facts: &ContainerFacts,
         settings: &Settings,
         bytes: u64,
+        record: &Noted,
     ) -> Result<(Self, PathBuf), RestoreError> {
         let parent = stage::place(&settings.restore, bytes)?;
         let make = || {
@@ -271,6 +342,7 @@ impl Prepared {
                     images,
                     work,
                     gpu: None,
+                    record: record.clone(),
                 },
                 files,
             ))
@@ -295,7 +367,7 @@ fn remove(directory: &Path) -> Result<(), RestoreError> {
 fn open(path: &Path) -> Result<Option<File>, RestoreError> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RestoreError::Host {
             action: "open",
             path: path.into(),

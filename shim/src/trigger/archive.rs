@@ -202,7 +202,7 @@ pub(super) async fn take(
     let (staging, lock) = tokio::task::spawn_blocking(move || at.stage(&source)).await??;
     let task = checkpoint::Task {
         path: staging.clone(),
-        options: None,
+        ..checkpoint::Task::default()
     };
     let taken = checkpoint::run(Arc::clone(container), task, CancellationToken::new()).await;
     let (at, name) = (place.clone(), name.to_owned());

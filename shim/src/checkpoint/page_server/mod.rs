@@ -80,6 +80,16 @@ pub struct Received {
     pub bytes: u64,
 }
 
+/// Hangs up when dropped, after a panic too: the line's own handle would keep the connection open,
+/// and CRIU sending into it.
+struct HangsUp(Line);
+
+impl Drop for HangsUp {
+    fn drop(&mut self) {
+        self.0.hang_up();
+    }
+}
+
 /// A listening page server.
 #[derive(Debug)]
 pub struct PageServer {
@@ -129,9 +139,8 @@ impl PageServer {
         let stream = self.accept(ancestor)?;
         drop(self.listener);
         let line = self.line;
+        let _hangs_up = HangsUp(line.clone());
         let result = Session::new(Peer::new(stream, log), images).and_then(Session::run);
-        // The line's own handle would keep the connection open, and CRIU sending into it.
-        line.hang_up();
         match result {
             Err(_) if line.is_cancelled() => Err(PageServerError::Cancelled),
             other => other,

@@ -3,5 +3,6 @@
 
 pub mod archive;
 pub mod manifest;
+pub mod memory;
 pub mod rootfs;
 pub mod signature;

@@ -20,6 +20,7 @@ use super::frame;
 use super::layout::{self, Part};
 use super::pool::Pool;
 use super::reader::Archive;
+use crate::memory;
 
 /// A pass in progress.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl<'a> Pass<'a> {
             threads,
             cancelled,
             state: Mutex::new(State {
-                pool: Pool::new(largest, threads * 2 + 2),
+                pool: Pool::new(largest, threads * 2 + 2, memory::huge_pages_are_cheap()),
                 next: 0,
                 ready: BTreeMap::new(),
                 stop: false,

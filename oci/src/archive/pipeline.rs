@@ -19,8 +19,9 @@ use memmap2::MmapMut;
 use super::digest::{self, Leaf};
 use super::error::WriteError;
 use super::frame::Piece;
-use super::pool::{self, Pool};
+use super::pool::Pool;
 use super::priority::Crew;
+use crate::memory;
 
 /// What is to be hashed of a frame, in order.
 #[derive(Debug)]
@@ -127,10 +128,11 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn new(frame_size: usize, frames: usize, outputs: usize) -> Self {
+        let huge = memory::huge_pages_are_cheap();
         Self {
             state: Mutex::new(State {
-                frames: Pool::new(frame_size, frames),
-                outputs: Pool::new(frame_size, outputs),
+                frames: Pool::new(frame_size, frames, huge),
+                outputs: Pool::new(frame_size, outputs, huge),
                 jobs: VecDeque::new(),
                 ready: BTreeMap::new(),
                 end: None,
@@ -217,7 +219,7 @@ impl Pipeline {
                 let grown = self.lock().frames.grow();
                 // A lack of memory is for whoever needs the buffer to tell.
                 let Ok(Some(buffer)) = grown else { return };
-                pool::populate(&buffer);
+                memory::populate(&buffer);
                 self.lock().frames.put(buffer);
                 self.room.notify_one();
             }

@@ -2,22 +2,27 @@
 
 use std::io;
 
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
+
+use crate::memory;
 
 /// At most `limit` buffers of `size` bytes.
 #[derive(Debug)]
 pub(super) struct Pool {
     size: usize,
     limit: usize,
+    huge: bool,
     mapped: usize,
     free: Vec<MmapMut>,
 }
 
 impl Pool {
-    pub(super) fn new(size: usize, limit: usize) -> Self {
+    /// `huge` says whether in huge pages.
+    pub(super) fn new(size: usize, limit: usize, huge: bool) -> Self {
         Self {
             size,
             limit,
+            huge,
             mapped: 0,
             free: Vec::with_capacity(limit),
         }
@@ -37,7 +42,7 @@ impl Pool {
         if self.mapped == self.limit {
             return Ok(None);
         }
-        let buffer = map(self.size)?;
+        let buffer = memory::map(self.size, self.huge)?;
         self.mapped += 1;
         Ok(Some(buffer))
     }
@@ -50,18 +55,4 @@ impl Pool {
     pub(super) fn clear(&mut self) {
         self.free = Vec::new();
     }
-}
-
-/// Has the kernel put memory behind a buffer now, rather than at its first use.
-pub(super) fn populate(buffer: &MmapMut) {
-    // Only earlier: kernels before 5.14 refuse.
-    let _ = buffer.advise(Advice::PopulateWrite);
-}
-
-/// Anonymous memory in huge pages where the system gives them.
-pub(super) fn map(size: usize) -> io::Result<MmapMut> {
-    let buffer = MmapMut::map_anon(size)?;
-    // Only faster: a kernel without huge pages refuses.
-    let _ = buffer.advise(Advice::HugePage);
-    Ok(buffer)
 }

@@ -16,8 +16,8 @@ use twox_hash::XxHash3_64;
 use super::error::WriteError;
 use super::frame;
 use super::pipeline::{Output, Pipeline};
-use super::pool;
 use super::seek::Row;
+use crate::memory;
 
 /// Bytes per write.
 pub(super) const STAGING: usize = 4 << 20;
@@ -51,7 +51,7 @@ impl Sink {
         Ok(Self {
             file,
             pipeline,
-            staging: pool::map(STAGING).map_err(WriteError::memory)?,
+            staging: memory::map(STAGING, false).map_err(WriteError::memory)?,
             fill: 0,
             offset: 0,
             direct,

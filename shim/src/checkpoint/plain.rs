@@ -62,8 +62,16 @@ pub async fn run(
         .stop
         .follow(container.killed().clone(), StopReason::Killed);
     let phases = &mut Phases::default();
-    let still =
-        Still::begin(container, &freezer, false, settings, course, phases, &|_| ()).await?;
+    let still = Still::begin(
+        container,
+        &freezer,
+        false,
+        settings,
+        course,
+        phases,
+        &|_| (),
+    )
+    .await?;
     let dumping = async {
         preflight(&task.path, init, still.gpu_memory())?;
         let dumped = dump(container, &plan, images, course).await?;

@@ -20,7 +20,7 @@ use super::{
     record::{Operation, Paused, Record},
     strays::Strays,
 };
-use crate::checkpoint::Freezer;
+use crate::checkpoint::{Freezer, workdir};
 
 /// How long CRIU may take to undo its dump by itself.
 const GRACE: Duration = Duration::from_secs(3);

@@ -102,7 +102,7 @@ PODS = 0
 class Container:
     """A container in a pod of its own."""
 
-    def __init__(self, handler, argv, annotations=None, devices=None, memory=0):
+    def __init__(self, handler, argv, annotations=None, devices=None, memory=0, environment=None):
         global PODS
         PODS += 1
         self.name = f"gpu-{PODS}"
@@ -113,7 +113,7 @@ class Container:
         # The image is not merged: the loader's link leads to /lib.
         mounts += [("/usr/lib", "/lib"), (HERE, "/workloads")]
         devices = devices or sorted(glob.glob("/dev/nvidia[0-9]*")) + ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
-        environment = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+        environment = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu", "PATH": "/usr/bin:/bin", "HOME": "/tmp", **(environment or {})}
         self.id = CRI.container(
             self.pod, "app", IMAGE, [sys.executable, "/workloads/workloads.py", *map(str, argv)],
             environment, mounts, devices, annotations or {}, memory,
@@ -408,6 +408,52 @@ def case_faults():
     container.remove()
 
 
+def case_shim_killed():
+    """kill -9 of the shim in the middle of a dump, while containerd does not get to run.
+
+    The workload counts in a file: who prints when its shim has died gets SIGPIPE.
+    """
+    container = Container("kybernate", ["memory", 4096], environment={"COUNT_FILE": "/tmp/count"})
+    pid = container.pids()[0]
+
+    def count():
+        try:
+            return int(open(f"/proc/{pid}/root/tmp/count").read().split("count ")[-1].split()[0])
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def wait(what, limit, holds):
+        begun = time.time()
+        while not holds():
+            if time.time() - begun > limit:
+                raise RuntimeError(f"{what}: not within {limit} s")
+            time.sleep(0.02)
+        return time.time() - begun
+
+    wait("counts", 120, lambda: count() > 3)
+    path = f"{STATE}/out/killed.tar.zst"
+    client = subprocess.Popen(["kybernate", "checkpoint", container.id, "-o", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait("CRIU", 20, lambda: any(name(other) == "criu" for other in os.listdir("/proc") if other.isdigit()))
+    time.sleep(0.5)
+    before = count()
+    status = lambda field: re.search(rf"^{field}:\s*(\S+)", open(f"/proc/{pid}/status").read(), re.M)[1]
+    shim = int(status("PPid"))
+    DAEMON.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(shim, signal.SIGKILL)
+        took = wait("goes on", 30, lambda: count() > before + 1)
+        state = run("kybernate-cuda", "--get-state", "--pid", str(pid))
+        freezer = glob.glob(f"/sys/fs/cgroup/kubepods/{container.name}/*{container.id}*/cgroup.freeze")[0]
+        note("shim killed in the middle of a dump", before=before, after=count(), seconds=round(took, 2), state=state,
+             tracer=status("TracerPid"), frozen=open(freezer).read().strip(), thp=thp(), published=os.path.exists(path),
+             helpers=run("pgrep", "-c", "kybernate-cuda", check=False).stdout.strip())
+        assert took < 10 and state == "running"
+    finally:
+        DAEMON.send_signal(signal.SIGCONT)
+        client.communicate(timeout=60)
+    container.remove()
+
+
 def name(pid):
     try:
         return open(f"/proc/{pid}/comm").read().strip()
@@ -447,7 +493,8 @@ def main():
     sys.path.insert(0, HERE)
     names = sys.argv[1:] or ["stock", "sizes", "rounds", "two_processes", "training", "inference", "faults"]
     print(run("nvidia-smi", "-L"), run("uname", "-r"), thp(), os.cpu_count(), "cores", flush=True)
-    daemon = start_containerd()
+    global DAEMON
+    DAEMON = daemon = start_containerd()
     failed = []
     try:
         for case in names:

@@ -1,6 +1,6 @@
 """Programs that use a GPU, for checkpoints of them: python3 workloads.py NAME [ARGUMENTS].
 
-Each prints "count N …" for every step. N and what follows come from GPU memory, so a line tells
+Each prints "count N …" for every step, to the file COUNT_FILE if that is set. N and what follows come from GPU memory, so a line tells
 whether its state survived. FAIL says what did not.
 """
 
@@ -122,4 +122,6 @@ def inference(mib):
 
 if __name__ == "__main__":
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if "COUNT_FILE" in os.environ:
+        sys.stdout = open(os.environ["COUNT_FILE"], "w")
     {f.__name__: f for f in (memory, managed, training, inference)}[sys.argv[1]](*map(int, sys.argv[2:]))

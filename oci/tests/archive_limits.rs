@@ -138,7 +138,7 @@ fn dropping_ends_all_threads() {
     let mut writer = Writer::new(file, options(Level::High)).unwrap();
     let control = writer.control();
     // Threads start on their own time.
-    while archive_threads() < 4 {
+    while archive_threads() < 3 {
         std::thread::yield_now();
     }
     let mut stream = writer.stream("checkpoint/pages-1.img").unwrap();
@@ -239,7 +239,7 @@ fn background_and_counters() {
         !nices.is_empty() && nices.into_iter().all(of)
     };
     // Threads start on their own time.
-    while archive_threads() < 4 {
+    while archive_threads() < 3 {
         std::thread::yield_now();
     }
     let soon = |wanted: i32| {

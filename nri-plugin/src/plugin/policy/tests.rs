@@ -247,7 +247,7 @@ fn a_directory_can_be_of_the_pods_namespace() {
 
 #[test]
 fn the_shipped_configuration_file_parses_and_changes_nothing() {
-    let shipped = include_str!("../../../configs/nri/10-kybernate.conf");
+    let shipped = include_str!("../../../../configs/nri/10-kybernate.conf");
     assert_eq!(policy().with_drop_in(shipped).unwrap(), policy());
 }
 

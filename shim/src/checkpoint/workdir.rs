@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kybernate_oci::memory;
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -49,13 +48,10 @@ impl WorkDir {
         Ok(path)
     }
 
-    /// Makes the directory `images` in it, as a tmpfs of huge pages for `bytes` of files where that is
-    /// faster to fill and to read.
-    pub fn images_in_memory(&self, bytes: u64) -> io::Result<PathBuf> {
+    /// Makes the directory `images` in it, as a tmpfs of huge pages for `bytes` of files where the
+    /// kernel allows that.
+    pub fn images_in_huge_pages(&self, bytes: u64) -> io::Result<PathBuf> {
         let path = self.subdir(IMAGES)?;
-        if !memory::huge_pages_are_cheap() {
-            return Ok(path);
-        }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         let options = format!("mode=0700,size={},huge=within_size", bytes + SLACK);
         let mounted = mount(
@@ -102,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_in_memory_go_with_their_directory() {
+    fn images_in_huge_pages_go_with_their_directory() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED images_in_memory_go_with_their_directory: only root may mount");
+            eprintln!("SKIPPED images_in_huge_pages_go_with_their_directory: only root may mount");
             return;
         }
         let parent = tempfile::tempdir().unwrap();
         let dir = WorkDir::create(parent.path(), "ns", "a").unwrap();
-        let images = dir.images_in_memory(1 << 20).unwrap();
+        let images = dir.images_in_huge_pages(1 << 20).unwrap();
         fs::write(images.join("pages-1.img"), [7; 4096]).unwrap();
         let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
         let is_mounted = || mounts().contains(images.to_str().unwrap());
@@ -118,7 +114,7 @@ mod tests {
         std::mem::forget(dir);
         let next = WorkDir::create(parent.path(), "ns", "a").unwrap();
         assert!(!is_mounted());
-        next.images_in_memory(1 << 20).unwrap();
+        next.images_in_huge_pages(1 << 20).unwrap();
         assert!(is_mounted());
         drop(next);
         assert!(!is_mounted());

@@ -24,6 +24,7 @@ use kybernate_config::{Settings, settings::RestoreSettings};
 use kybernate_oci::{
     archive::Archive,
     manifest::Gpu,
+    memory,
     rootfs::{self, tree},
     signature,
 };
@@ -329,8 +330,9 @@ impl Prepared {
         let parent = stage::place(&settings.restore, bytes)?;
         let make = || {
             let staging = WorkDir::create(&parent, &facts.namespace, &facts.id)?;
-            let images = if parent == settings.restore.memory_dir {
-                staging.images_in_memory(bytes)?
+            let in_memory = parent == settings.restore.memory_dir;
+            let images = if in_memory && memory::huge_pages_are_cheap() {
+                staging.images_in_huge_pages(bytes)?
             } else {
                 staging.subdir("images")?
             };

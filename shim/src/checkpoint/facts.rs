@@ -99,39 +99,37 @@ pub fn memory(pids: &[u32]) -> u64 {
 
 /// Bytes that are not a file's, from the text of a `/proc/<pid>/status`.
 fn own_memory(status: &str) -> u64 {
+    bytes(status, "RssAnon") + bytes(status, "RssShmem")
+}
+
+/// A field of the text of a `/proc/<pid>/status`.
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .lines()
-        .filter_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            ["RssAnon", "RssShmem"].contains(&name).then_some(value)
-        })
-        .filter_map(|value| value.split_ascii_whitespace().next()?.parse::<u64>().ok())
-        .map(|kib| kib * 1024)
-        .sum()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
+}
+
+/// A field in KiB, as bytes; 0 where there is none.
+fn bytes(status: &str, name: &str) -> u64 {
+    field(status, name)
+        .and_then(|v| v.split_ascii_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 /// One process from the text of its `/proc/<pid>/status`.
 fn process(status: &str, parent: u32) -> Process {
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
-    };
     let number = |name: &str| {
-        field(name)
+        field(status, name)
             .and_then(|v| v.split_ascii_whitespace().last()?.parse().ok())
             .unwrap_or(0)
     };
-    let resident = field("VmRSS")
-        .and_then(|v| v.split_ascii_whitespace().next()?.parse::<u64>().ok())
-        .unwrap_or(0);
     Process {
         pid: number("NSpid"),
         parent,
-        name: field("Name").unwrap_or_default().into(),
+        name: field(status, "Name").unwrap_or_default().into(),
         threads: number("Threads"),
-        resident_bytes: resident * 1024,
+        resident_bytes: bytes(status, "VmRSS"),
     }
 }
 

@@ -22,7 +22,8 @@ use crate::{
         tasks::tasks_client::TasksClient, version::version_client::VersionClient,
     },
     cri::v1::{
-        image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+        self as cri, image_service_client::ImageServiceClient,
+        runtime_service_client::RuntimeServiceClient,
     },
 };
 
@@ -152,6 +153,18 @@ impl Connection {
     #[must_use]
     pub fn cri(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// The containers that the CRI knows by `id`, which may be the beginning of one.
+    pub async fn containers(&self, id: &str) -> Result<Vec<cri::Container>, Status> {
+        let request = cri::ListContainersRequest {
+            filter: Some(cri::ContainerFilter {
+                id: id.to_owned(),
+                ..Default::default()
+            }),
+        };
+        let answer = self.cri().list_containers(request).await?;
+        Ok(answer.into_inner().containers)
     }
 
     /// The CRI's image service.

@@ -255,19 +255,8 @@ async fn pod_container(
     id: &str,
 ) -> Result<Option<PodContainer>, CheckpointError> {
     let mut client = connection.cri();
-    let filter = cri::ContainerFilter {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    let request = cri::ListContainersRequest {
-        filter: Some(filter),
-    };
-    let listed = match client.list_containers(request).await {
-        Ok(answer) => answer
-            .into_inner()
-            .containers
-            .into_iter()
-            .find(|c| c.id == id),
+    let listed = match connection.containers(id).await {
+        Ok(containers) => containers.into_iter().find(|c| c.id == id),
         // containerd without its CRI plugin still knows the container.
         Err(status) if status.code() == Code::Unimplemented => None,
         Err(status) => return Err(CheckpointError::call("CRI ListContainers")(status)),

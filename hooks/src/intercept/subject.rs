@@ -10,20 +10,10 @@ pub(super) async fn handler_of(
     connection: &Connection,
     id: &str,
 ) -> Result<Option<(String, String)>, CheckpointError> {
-    let mut client = connection.cri();
-    let filter = cri::ContainerFilter {
-        id: id.to_owned(),
-        ..Default::default()
-    };
-    let request = cri::ListContainersRequest {
-        filter: Some(filter),
-    };
-    let found = client
-        .list_containers(request)
+    let found = connection
+        .containers(id)
         .await
-        .map_err(CheckpointError::call("CRI ListContainers"))?
-        .into_inner()
-        .containers;
+        .map_err(CheckpointError::call("CRI ListContainers"))?;
     let [container] = found.as_slice() else {
         return Ok(None);
     };
@@ -31,7 +21,7 @@ pub(super) async fn handler_of(
         pod_sandbox_id: container.pod_sandbox_id.clone(),
         verbose: false,
     };
-    let answer = match client.pod_sandbox_status(request).await {
+    let answer = match connection.cri().pod_sandbox_status(request).await {
         Ok(answer) => answer.into_inner(),
         // Removed since.
         Err(status) if status.code() == Code::NotFound => return Ok(None),

@@ -210,22 +210,35 @@ impl Staging {
         container: &str,
         deadline: Duration,
     ) -> Result<CheckpointResult, Status> {
-        let options = CheckpointOptions {
-            image_path: self.path.clone(),
-            work_path: self.path.clone(),
-            ..Default::default()
-        };
-        let mut request = Request::new(CheckpointTaskRequest {
-            container_id: container.into(),
-            options: Some(pack(&options)),
-            ..Default::default()
-        });
-        request.set_timeout(deadline);
-        self.lab.tasks().checkpoint(request).await?;
+        into_directory(&self.lab, container, &self.path, Some(deadline)).await?;
         let text = fs::read(self.lab.path(&self.path).join(RESULT_FILE))
             .map_err(|e| Status::data_loss(format!("no {RESULT_FILE}: {e}")))?;
         serde_json::from_slice(&text).map_err(|e| Status::data_loss(e.to_string()))
     }
+}
+
+/// `Tasks/Checkpoint` of the container into a directory, with a deadline for the call if there is
+/// one. The directory gets plain CRIU images if it holds no request.
+pub async fn into_directory(
+    lab: &Lab,
+    container: &str,
+    path: &str,
+    deadline: Option<Duration>,
+) -> Result<(), Status> {
+    let options = CheckpointOptions {
+        image_path: path.into(),
+        work_path: path.into(),
+        ..Default::default()
+    };
+    let mut request = Request::new(CheckpointTaskRequest {
+        container_id: container.into(),
+        options: Some(pack(&options)),
+        ..Default::default()
+    });
+    if let Some(deadline) = deadline {
+        request.set_timeout(deadline);
+    }
+    lab.tasks().checkpoint(request).await.map(drop)
 }
 
 impl Drop for Staging {

@@ -23,6 +23,7 @@ use kybernate_hooks::containerd::{
 use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 use prost_types::Any;
 use serde_json::json;
+use tonic::{Code, Status};
 
 use crate::{
     lab::Lab,
@@ -250,42 +251,35 @@ impl Exec {
             .with_context(|| format!("output so far: {:?}", self.stdout()))
     }
 
-    /// Waits up to 20 s for its end; `None` if its task was deleted before its status was told.
-    pub async fn status_or_gone(self) -> Result<Option<u32>> {
+    /// Waits up to 20 s for its end; what `Tasks/Wait` answers.
+    async fn wait(&self) -> Result<Result<u32, Status>> {
         let mut tasks = self.lab.tasks();
         let request = WaitRequest {
             container_id: self.container.clone(),
             exec_id: self.id.clone(),
         };
-        let _ = std::fs::remove_dir_all(&self.directory);
         within("wait for exec", Duration::from_secs(20), async {
-            match tasks.wait(request).await {
-                Ok(response) => Ok(Some(response.into_inner().exit_status)),
-                Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
-                // The stock shim leaves while it is asked.
-                Err(status) if status.message().contains("ttrpc: closed") => Ok(None),
-                Err(status) => Err(status).context("Tasks.Wait"),
-            }
+            let answer = tasks.wait(request).await;
+            Ok(answer.map(|answer| answer.into_inner().exit_status))
         })
         .await
     }
 
+    /// Waits up to 20 s for its end; `None` if its task was deleted before its status was told.
+    pub async fn status_or_gone(self) -> Result<Option<u32>> {
+        let _ = std::fs::remove_dir_all(&self.directory);
+        match self.wait().await? {
+            Ok(status) => Ok(Some(status)),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            // The stock shim leaves while it is asked.
+            Err(status) if status.message().contains("ttrpc: closed") => Ok(None),
+            Err(status) => Err(status).context("Tasks.Wait"),
+        }
+    }
+
     /// Waits up to 20 s for its end and deletes it; returns its exit status.
     pub async fn finish(self) -> Result<u32> {
-        let mut tasks = self.lab.tasks();
-        let waited = within("wait for exec", Duration::from_secs(20), async {
-            let request = WaitRequest {
-                container_id: self.container.clone(),
-                exec_id: self.id.clone(),
-            };
-            Ok(tasks
-                .wait(request)
-                .await
-                .context("Tasks.Wait")?
-                .into_inner()
-                .exit_status)
-        })
-        .await?;
+        let waited = self.wait().await?.context("Tasks.Wait")?;
         let request = DeleteProcessRequest {
             container_id: self.container.clone(),
             exec_id: self.id.clone(),

@@ -8,14 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kybernate_config::request::{CheckpointRequest, PROGRESS_FILE, REQUEST_FILE, REQUEST_VERSION};
-use kybernate_hooks::containerd::{
-    pack,
-    runc::CheckpointOptions,
-    tasks::{CheckpointTaskRequest, PauseTaskRequest},
-};
+use kybernate_hooks::containerd::tasks::PauseTaskRequest;
 use kybernate_integration::{
     Case, Container,
-    checkpoint::{ARCHIVES, Archive, Staging, run, take},
+    checkpoint::{ARCHIVES, Archive, Staging, into_directory, run, take},
     eventually,
     node::Node,
     tasks,
@@ -324,21 +320,9 @@ pub async fn deadline_of_a_plain_dump(cx: Case) -> Result<()> {
         .tasks()
         .pause(PauseTaskRequest { container_id: id() })
         .await?;
-    let options = CheckpointOptions {
-        image_path: path.clone(),
-        work_path: path.clone(),
-        ..Default::default()
-    };
-    let mut call = tonic::Request::new(CheckpointTaskRequest {
-        container_id: id(),
-        options: Some(pack(&options)),
-        ..Default::default()
-    });
-    call.set_timeout(Duration::from_millis(400));
-    ensure!(
-        cx.lab.tasks().checkpoint(call).await.is_err(),
-        "the dump was faster than its deadline"
-    );
+    let limit = Some(Duration::from_millis(400));
+    let dumped = into_directory(&cx.lab, &container.id, &path, limit).await;
+    ensure!(dumped.is_err(), "the dump was faster than its deadline");
     eventually("the dump undone", UNDO, || async {
         if !criu(&cx)?.is_empty() {
             return Ok(None);

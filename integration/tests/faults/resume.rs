@@ -3,12 +3,13 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use kybernate_hooks::containerd::{
-    pack,
-    runc::CheckpointOptions,
-    tasks::{CheckpointTaskRequest, PauseTaskRequest, ResumeTaskRequest},
+use kybernate_hooks::containerd::tasks::{PauseTaskRequest, ResumeTaskRequest};
+use kybernate_integration::{
+    Case,
+    checkpoint::{ARCHIVES, into_directory},
+    eventually,
+    node::Node,
 };
-use kybernate_integration::{Case, checkpoint::ARCHIVES, eventually, node::Node};
 
 use crate::world::{Has, World, nothing_left};
 
@@ -20,26 +21,11 @@ const LATE: Duration = Duration::from_secs(4);
 /// Pauses and dumps as containerd does.
 async fn plain(world: &World, limit: Option<Duration>) -> Result<String> {
     let lab = &world.container.lab;
-    let id = || world.container.id.clone();
+    let container_id = world.container.id.clone();
     let path = format!("{ARCHIVES}/unresumed-{}", world.container.id);
     fs::create_dir_all(lab.path(&path))?;
-    lab.tasks()
-        .pause(PauseTaskRequest { container_id: id() })
-        .await?;
-    let options = CheckpointOptions {
-        image_path: path.clone(),
-        work_path: path.clone(),
-        ..Default::default()
-    };
-    let mut call = tonic::Request::new(CheckpointTaskRequest {
-        container_id: id(),
-        options: Some(pack(&options)),
-        ..Default::default()
-    });
-    if let Some(limit) = limit {
-        call.set_timeout(limit);
-    }
-    lab.tasks().checkpoint(call).await?;
+    lab.tasks().pause(PauseTaskRequest { container_id }).await?;
+    into_directory(lab, &world.container.id, &path, limit).await?;
     Ok(path)
 }
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::{node::Node, whole::difference};
+use crate::{node::Node, whole::is_as_it_was};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const PROGRAMS: [&str; 5] = [
@@ -362,12 +362,7 @@ pub fn deb(node: &Node) -> Result<()> {
     node.run(&["kybernate", "status"])?.ok()?;
     node.wait(pod.remove())?;
     node.run(&["dpkg", "--purge", "kybernate"])?.ok()?;
-    let after = without_dpkg(&node.tree()?);
-    ensure!(
-        after == before,
-        "the node is not as it was:\n{}",
-        difference(&before, &after)
-    );
+    is_as_it_was(&before, &without_dpkg(&node.tree()?))?;
     ensure!(node.wait(node.pod(Handler::Kybernate).start()).is_err());
     Ok(())
 }
@@ -401,12 +396,7 @@ pub fn image(node: &Node) -> Result<()> {
 
     let said = init_container(node, "uninstall")?;
     ensure!(said.contains("uninstalled"), "{said}");
-    let after = node.tree()?;
-    ensure!(
-        after == before,
-        "the node is not as it was:\n{}",
-        difference(&before, &after)
-    );
+    is_as_it_was(&before, &node.tree()?)?;
     Ok(())
 }
 

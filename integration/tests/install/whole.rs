@@ -1,6 +1,6 @@
 //! From nothing to a checkpoint, and back to nothing.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kybernate_hooks::cri::v1::CheckpointContainerRequest;
 use kybernate_integration::{Handler, workload::Workload};
 
@@ -63,12 +63,7 @@ pub fn and_back(node: &Node) -> Result<()> {
     node.lab.exec(&["rm", ARCHIVE])?;
     let said = node.install(&["--uninstall"])?.ok()?;
     ensure!(said.contains("uninstalled"), "{said}");
-    let after = node.tree()?;
-    ensure!(
-        after == before,
-        "the node is not as it was:\n{}",
-        difference(&before, &after)
-    );
+    is_as_it_was(&before, &node.tree()?)?;
     ensure!(!node.lab.path("/usr/local/bin/kybernate").exists());
     ensure!(node.lab.path(PACKAGE).exists());
 
@@ -115,12 +110,7 @@ pub fn with_hooks(node: &Node) -> Result<()> {
     node.install(&["--uninstall"])?.ok()?;
     ensure!(node.lab.path(KUBELET_RESTARTED).exists());
     ensure!(node.lab.pids_of("kybernate-cri-hooks")?.is_empty());
-    let after = node.tree()?;
-    ensure!(
-        after == before,
-        "the node is not as it was:\n{}",
-        difference(&before, &after)
-    );
+    is_as_it_was(&before, &node.tree()?)?;
     Ok(())
 }
 
@@ -157,12 +147,7 @@ pub fn upgrade(node: &Node) -> Result<()> {
     node.write("/run/restart-fails", "", 0o644)?;
     let failed = node.run(&[&upgrade, "upgrade"])?.refused()?;
     ensure!(failed.contains("put back"), "{failed}");
-    let after = node.tree()?;
-    ensure!(
-        after == installed,
-        "the older version is not as it was:\n{}",
-        difference(&installed, &after)
-    );
+    is_as_it_was(&installed, &node.tree()?).context("the older version")?;
 
     node.run(&[&upgrade, "upgrade"])?.ok()?;
     ensure!(same("kybernate")? && same("containerd-shim-kybernate-v1")?);
@@ -179,12 +164,7 @@ pub fn upgrade(node: &Node) -> Result<()> {
     node.wait(second.remove())?;
     node.lab.exec(&["rm", "-r", ARCHIVE, NEWER])?;
     node.install(&["--uninstall"])?.ok()?;
-    let after = node.tree()?;
-    ensure!(
-        after == before,
-        "the node is not as it was:\n{}",
-        difference(&before, &after)
-    );
+    is_as_it_was(&before, &node.tree()?)?;
     Ok(())
 }
 
@@ -194,8 +174,18 @@ fn first_name(container: &kybernate_integration::Container) -> Result<String> {
     Ok(name)
 }
 
+/// Compares two of [`Node::tree`].
+pub fn is_as_it_was(before: &str, after: &str) -> Result<()> {
+    ensure!(
+        after == before,
+        "the node is not as it was:\n{}",
+        difference(before, after)
+    );
+    Ok(())
+}
+
 /// The lines that only one of both has.
-pub fn difference(a: &str, b: &str) -> String {
+fn difference(a: &str, b: &str) -> String {
     let only = |a: &str, b: &str, sign: &str| {
         let there: std::collections::HashSet<&str> = b.lines().collect();
         let lines = a.lines().filter(|line| !there.contains(line));

@@ -21,6 +21,7 @@ use nix::{
 
 pub mod idmap;
 pub mod options;
+pub mod table;
 
 use options::MountOptions;
 
@@ -287,55 +288,17 @@ fn unmount(point: &Path) -> Result<(), MountError> {
     })
 }
 
-/// The mount points of a mountinfo table, in order. Field 5 is the mount point, with blanks
-/// and backslashes as octal escapes (proc_pid_mountinfo(5)).
+/// The mount points of a mount table, in order.
 #[must_use]
 pub fn mount_points(table: &str) -> Vec<PathBuf> {
-    table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| unescape(field).into())
+    table::entries(table)
+        .map(|entry| table::unescape(entry.point))
         .collect()
-}
-
-fn unescape(field: &str) -> std::ffi::OsString {
-    use std::os::unix::ffi::OsStringExt;
-    let bytes = field.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
-        let value = octal
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match value {
-            Some(value) => {
-                out.push(value);
-                at += 4;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
-                     37 35 98:0 / /a\\040b\\134c rw - tmpfs tmpfs rw\n\
-                     garbage\n";
-        assert_eq!(
-            mount_points(table),
-            [PathBuf::from("/mnt2"), PathBuf::from("/a b\\c")]
-        );
-    }
 
     #[test]
     fn a_target_stays_in_the_root() {

@@ -83,9 +83,26 @@ runtime_type = 'io.containerd.runc.v2'
 runtime_type = 'io.containerd.runc.v2'
 runtime_path = '{HERE}/bin/containerd-shim-kybernate-v1'
 container_annotations = ['kybernate.io/*']
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kybernate-nvidia]
+runtime_type = 'io.containerd.runc.v2'
+runtime_path = '{HERE}/bin/containerd-shim-kybernate-v1'
+container_annotations = ['kybernate.io/*']
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.kybernate-nvidia.options]
+BinaryName = '{HERE}/bin/nvidia-container-runtime'
+""")
+    # Where NVIDIA's runtime looks for its own settings.
+    os.makedirs(f"{STATE}/nvidia-container-runtime")
+    with open(f"{STATE}/nvidia-container-runtime/config.toml", "w") as file:
+        file.write(f"""[nvidia-container-runtime]
+debug = '{STATE}/nvidia-container-runtime.log'
+runtimes = ['runc']
+mode = 'auto'
+[nvidia-ctk]
+path = '{HERE}/bin/nvidia-ctk'
 """)
     log = open(f"{STATE}/containerd.log", "w")
-    daemon = subprocess.Popen(["containerd", "--config", f"{STATE}/containerd.toml"], stdout=log, stderr=log)
+    environment = {**os.environ, "XDG_CONFIG_HOME": STATE}
+    daemon = subprocess.Popen(["containerd", "--config", f"{STATE}/containerd.toml"], stdout=log, stderr=log, env=environment)
     for _ in range(100):
         if run("ctr", "--address", SOCKET, "version", check=False).returncode == 0:
             break
@@ -109,10 +126,17 @@ class Container:
         self.pod = CRI.pod(self.name, handler)
         self.log = f"/var/log/pods/{self.name}/app.log"
         venv = os.path.dirname(sys.prefix)
-        mounts = [(path, path) for path in ("/usr/bin", "/usr/lib", "/lib64", "/usr/local/nvidia", venv) if os.path.exists(path)]
+        paths = ["/usr/bin", "/usr/lib", "/lib64", "/usr/local/nvidia", venv]
+        if handler == "kybernate-nvidia":
+            # It brings driver and devices itself.
+            paths.remove("/usr/local/nvidia")
+            devices = []
+            environment = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+        mounts = [(path, path) for path in paths if os.path.exists(path)]
         # The image is not merged: the loader's link leads to /lib.
         mounts += [("/usr/lib", "/lib"), (HERE, "/workloads")]
-        devices = devices or sorted(glob.glob("/dev/nvidia[0-9]*")) + ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
+        if devices is None:
+            devices = sorted(glob.glob("/dev/nvidia[0-9]*")) + ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"]
         environment = {"LD_LIBRARY_PATH": "/usr/local/nvidia/lib64:/usr/lib/x86_64-linux-gnu", "PATH": "/usr/bin:/bin", "HOME": "/tmp", **(environment or {})}
         self.id = CRI.container(
             self.pod, "app", IMAGE, [sys.executable, "/workloads/workloads.py", *map(str, argv)],
@@ -179,10 +203,10 @@ def phases(path):
     return {phase["name"]: phase["ms"] for phase in manifest(path)["phases"]}
 
 
-def restore(path, argv, **how):
+def restore(path, argv, handler="kybernate", **how):
     """Restores into a new pod. Returns the container and the seconds to its next step."""
     begun = time.time()
-    container = Container("kybernate", argv, {"kybernate.io/restore-from": path}, **how)
+    container = Container(handler, argv, {"kybernate.io/restore-from": path}, **how)
     created = time.time() - begun
     container.counts_beyond(0)
     return container, created, time.time() - begun
@@ -279,9 +303,9 @@ def bare(path, own):
             shutil.rmtree("/dev/shm/kybernate-bare", ignore_errors=True)
 
 
-def rounds(case, argv, count=3):
+def rounds(case, argv, count=3, handler="kybernate"):
     """Checkpoint, kill, restore, several times in a row."""
-    container = Container("kybernate", argv)
+    container = Container(handler, argv)
     container.counts_beyond(5, 240)
     path, history = f"{STATE}/out/rounds.tar.zst", []
     for _ in range(count):
@@ -289,7 +313,7 @@ def rounds(case, argv, count=3):
         at = container.count()
         lines = container.lines()
         container.remove()
-        container, _, back = restore(path, argv)
+        container, _, back = restore(path, argv, handler)
         first = container.first()
         assert at <= first <= at + 30, f"at {at}, restored at {first}"
         container.counts_beyond(first + 3)
@@ -451,7 +475,15 @@ def case_shim_killed():
     finally:
         DAEMON.send_signal(signal.SIGCONT)
         client.communicate(timeout=60)
-    container.remove()
+    # containerd ends a container that has lost its shim, and takes a while to notice.
+    wait("its end", 20, lambda: not os.path.exists(f"/proc/{pid}"))
+    for _ in range(20):
+        try:
+            return container.remove()
+        except Exception as error:
+            left = error
+            time.sleep(0.5)
+    raise left
 
 
 def name(pid):
@@ -482,6 +514,25 @@ def case_other_gpu():
     rounds("two GPUs in one container", ["memory", 1024, 2, 2], 1)
 
 
+def case_toolkit():
+    """NVIDIA's container toolkit gives the GPU: its runtime as BinaryName, its hooks."""
+    if not os.path.exists(f"{HERE}/bin/nvidia-container-runtime"):
+        note("SKIPPED toolkit", why="pack.sh was given no programs of NVIDIA's container toolkit")
+        return
+    container = Container("kybernate-nvidia", ["memory", 1024])
+    container.counts_beyond(3)
+    spec = json.load(open(f"{STATE}/state/io.containerd.runtime.v2.task/k8s.io/{container.id}/config.json"))
+    table = open(f"/proc/{container.pids()[0]}/mountinfo").read().splitlines()
+    driver = [mount["destination"] for mount in spec["mounts"] if "nvidia" in mount["destination"] or "cuda" in mount["destination"]]
+    hooks = [" ".join(hook["args"][:3]) for kind in spec["hooks"].values() for hook in kind or []]
+    made = [line.split()[4] for line in table if "nvidia" in line.split()[4] and line.split()[4] not in driver]
+    note("NVIDIA container toolkit", version=run(f"{HERE}/bin/nvidia-ctk", "--version").splitlines()[0], mounts_of_driver=len(driver), hooks=hooks, mounts_of_hooks=made)
+    container.remove()
+    rounds("three rounds with nvidia-container-runtime", ["memory", 1024], 3, "kybernate-nvidia")
+    path = f"{STATE}/out/rounds.tar.zst"
+    note("its archive", injected=[mount["destination"] for mount in manifest(path)["mounts"] if mount.get("injected")])
+
+
 def table():
     print("\n| case | facts |\n|---|---|")
     for result in RESULTS:
@@ -491,7 +542,7 @@ def table():
 
 def main():
     sys.path.insert(0, HERE)
-    names = sys.argv[1:] or ["stock", "sizes", "rounds", "two_processes", "training", "inference", "faults"]
+    names = sys.argv[1:] or ["stock", "sizes", "rounds", "two_processes", "training", "inference", "faults", "shim_killed", "toolkit"]
     print(run("nvidia-smi", "-L"), run("uname", "-r"), thp(), os.cpu_count(), "cores", flush=True)
     global DAEMON
     DAEMON = daemon = start_containerd()

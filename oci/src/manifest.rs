@@ -133,6 +133,9 @@ pub struct Mount {
     pub source: String,
     /// Read-only?
     pub read_only: bool,
+    /// Whether it is from outside the container and its spec does not name it: a hook made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub injected: bool,
 }
 
 /// GPU state that is in the memory of the archived processes.

@@ -19,7 +19,7 @@ use crate::{
     args::Args,
     cgroup::Cgroup,
     container::{INIT_PID_FILE, ROOTFS},
-    journal, mount,
+    injected, journal, mount,
     options::{OPTIONS_FILE, Options},
     reaper::Reaper,
     runc::Runc,
@@ -137,8 +137,12 @@ async fn clean(id: String, namespace: String, bundle: PathBuf, reaper: Reaper) {
     if let Ok(Err(error)) = released.await {
         complain(&id, &error);
     }
-    if let Err(error) = runc.delete(&id, true).await {
-        complain(&id, &error);
+    let rehearsal = injected::rehearsal_name(&id);
+    let rehearsed = runc.root().join(&rehearsal).exists();
+    for name in rehearsed.then_some(&rehearsal).into_iter().chain([&id]) {
+        if let Err(error) = runc.delete(name, true).await {
+            complain(name, &error);
+        }
     }
     let rest = move || {
         if !paths.is_empty()

@@ -24,6 +24,7 @@ pub mod events;
 pub mod fault;
 pub mod gpu;
 pub mod info;
+pub mod injected;
 pub mod io;
 pub mod journal;
 pub mod log;

@@ -29,6 +29,8 @@ use crate::{options::Options, reaper::Reaper, spec::SpecFacts};
 pub const DEFAULT_ROOT: &str = "/run/containerd/runc";
 /// The program unless the options name another.
 pub const DEFAULT_BINARY: &str = "runc";
+/// Names of programs that take specs as they are.
+const RUNTIMES: [&str; 3] = [DEFAULT_BINARY, "crun", "youki"];
 
 /// Why runc did not do what it was run for.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +106,14 @@ impl Runc {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether the program is another than a runtime itself, as `nvidia-container-runtime` is: one
+    /// that may change the spec when it makes a container.
+    #[must_use]
+    pub fn is_wrapped(&self) -> bool {
+        let name = self.binary.file_name().and_then(OsStr::to_str);
+        !name.is_some_and(|name| RUNTIMES.contains(&name))
     }
 
     /// Who reaps what is run.

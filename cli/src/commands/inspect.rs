@@ -66,6 +66,7 @@ fn render(facts: &Facts, manifest: &Manifest) -> String {
                     clean(&mount.kind),
                     if mount.read_only { "ro" } else { "rw" }.to_owned(),
                     clean(&mount.source),
+                    if mount.injected { "by a hook" } else { "" }.to_owned(),
                 ]
             })
             .collect();
@@ -341,12 +342,14 @@ mod tests {
                     kind: "overlay".into(),
                     source: "overlay".into(),
                     read_only: false,
+                    injected: false,
                 },
                 Mount {
                     destination: "/etc/hosts".into(),
                     kind: "ext4".into(),
                     source: "/dev/sda1".into(),
                     read_only: true,
+                    injected: false,
                 },
             ],
             gpu: Some(Gpu {

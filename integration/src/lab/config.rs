@@ -1,6 +1,6 @@
 //! containerd's and CNI's settings in a lab.
 
-use super::{Distro, Handler, LabOptions};
+use super::{Distro, HOOKED_RUNTIME, Handler, LabOptions};
 use crate::image::catalog;
 
 /// containerd's config: version 2 for 1.7, version 3 for 2.x.
@@ -57,19 +57,22 @@ pub(super) fn containerd(distro: Distro, options: &LabOptions, handlers: &[Handl
         text.push_str(match handler {
             Handler::Runc => "runtime_type = 'io.containerd.runc.v2'\n",
             // In containerd's PATH, where the runtime type is looked for.
-            Handler::Kybernate => {
+            Handler::Kybernate | Handler::KybernateHooked => {
                 "runtime_type = 'io.containerd.runc.v2'\n\
                  runtime_path = '/usr/local/bin/containerd-shim-kybernate-v1'\n"
             }
             Handler::KybernateTyped => "runtime_type = 'io.containerd.kybernate.v1'\n",
         });
         text.push_str("container_annotations = ['kybernate.io/*']\n");
-        if *handler == Handler::KybernateTyped {
-            text.push_str(&format!(
-                "[plugins.'{runtime}'.containerd.runtimes.{handler}.options]\n\
-                 BinaryName = 'runc'\nSystemdCgroup = false\n"
-            ));
-        }
+        let binary = match handler {
+            Handler::Runc | Handler::Kybernate => continue,
+            Handler::KybernateTyped => "runc",
+            Handler::KybernateHooked => HOOKED_RUNTIME,
+        };
+        text.push_str(&format!(
+            "[plugins.'{runtime}'.containerd.runtimes.{handler}.options]\n\
+             BinaryName = '{binary}'\nSystemdCgroup = false\n"
+        ));
     }
     text
 }

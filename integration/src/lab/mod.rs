@@ -58,6 +58,9 @@ impl fmt::Display for Distro {
     }
 }
 
+/// The double of a runtime that wraps runc.
+const HOOKED_RUNTIME: &str = "nvidia-container-runtime";
+
 /// A runtime handler that labs have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Handler {
@@ -67,10 +70,20 @@ pub enum Handler {
     Kybernate,
     /// Our shim under its own runtime type, with a table of options.
     KybernateTyped,
+    /// Our shim with a runtime that changes specs and has hooks of its own: the double of
+    /// NVIDIA's, `doubles/nvidia-container-runtime`. Only for cases that say so.
+    KybernateHooked,
 }
 
 impl Handler {
-    /// All of them.
+    /// All that labs know.
+    pub const REGISTERED: [Self; 4] = [
+        Self::Runc,
+        Self::Kybernate,
+        Self::KybernateTyped,
+        Self::KybernateHooked,
+    ];
+    /// Those that any case runs on.
     pub const ALL: [Self; 3] = [Self::Runc, Self::Kybernate, Self::KybernateTyped];
     /// Those that run our shim.
     pub const OURS: [Self; 2] = [Self::Kybernate, Self::KybernateTyped];
@@ -78,7 +91,7 @@ impl Handler {
     /// The runtime type to give to containerd for containers made without the CRI.
     pub fn runtime_type(self) -> &'static str {
         match self {
-            Self::Runc | Self::Kybernate => "io.containerd.runc.v2",
+            Self::Runc | Self::Kybernate | Self::KybernateHooked => "io.containerd.runc.v2",
             Self::KybernateTyped => kybernate_config::names::RUNTIME_TYPE,
         }
     }
@@ -87,7 +100,9 @@ impl Handler {
     pub fn shim(self) -> &'static str {
         match self {
             Self::Runc => "containerd-shim-runc-v2",
-            Self::Kybernate | Self::KybernateTyped => kybernate_config::names::SHIM_BINARY,
+            Self::Kybernate | Self::KybernateTyped | Self::KybernateHooked => {
+                kybernate_config::names::SHIM_BINARY
+            }
         }
     }
 }
@@ -98,6 +113,7 @@ impl fmt::Display for Handler {
             Self::Runc => "runc",
             Self::Kybernate => "kybernate",
             Self::KybernateTyped => "kybernate-typed",
+            Self::KybernateHooked => "kybernate-hooked",
         })
     }
 }
@@ -375,7 +391,7 @@ fn write_inputs(
 ) -> Result<bool> {
     let shim = options.binaries.join(kybernate_config::names::SHIM_BINARY);
     let handlers: &[Handler] = if shim.is_file() {
-        &Handler::ALL
+        &Handler::REGISTERED
     } else {
         &[Handler::Runc]
     };
@@ -394,6 +410,8 @@ fn write_inputs(
             fs::copy(&program, bin.join(name))?;
         }
     }
+    let doubles = Path::new(env!("CARGO_MANIFEST_DIR")).join("doubles");
+    fs::copy(doubles.join(HOOKED_RUNTIME), bin.join(HOOKED_RUNTIME))?;
     // The double of a GPU driver: a lab has no GPU, and what has none never asks for it.
     let double = dir.join("upper").join(DOUBLE.trim_start_matches('/'));
     fs::create_dir_all(&double)?;

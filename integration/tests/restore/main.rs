@@ -1,5 +1,6 @@
 //! Restores from an archive, by the annotation on an ordinary CRI container.
 
+mod injected;
 mod lives_on;
 mod refused;
 mod rounds;
@@ -57,6 +58,10 @@ fn main() -> ExitCode {
         .case("criu_fails", refused::criu_fails)
         .handlers(KYBERNATE)
         .alone()
+        .case("mounts_of_hooks", injected::mounts_of_hooks)
+        .handlers(&[Handler::KybernateHooked])
+        .alone()
+        .limit(LONG)
         .case("only_what_is_signed", signed::only_what_is_signed)
         .handlers(KYBERNATE)
         .alone()

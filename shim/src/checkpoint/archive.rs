@@ -50,7 +50,7 @@ use super::{
     stop::{StopReason, millis, watch},
     workdir::WorkDir,
 };
-use crate::{container::Container, restore};
+use crate::{container::Container, injected::Injected, restore};
 
 /// Bytes of tar in one frame: small frames compress worse, large ones decompress on fewer
 /// threads.
@@ -86,8 +86,9 @@ pub async fn run(
         tcp_established: task.open_tcp(),
     };
     let rootfs = files::rootfs(container, &spec)?;
+    let injected = super::injected(container, init, &spec)?;
     let runc_version = container.runc.version().await.unwrap_or_default();
-    let criu_version = super::prepare_criu(container).await?;
+    let criu_version = super::prepare_criu(container, &injected).await?;
 
     let partial = Partial::create(&request.directory.join(ARCHIVE_FILE))?;
     let options = WriteOptions {
@@ -133,6 +134,7 @@ pub async fn run(
         container,
         init,
         spec: Arc::clone(&spec),
+        injected,
         rootfs,
         plan: &plan,
     };
@@ -224,6 +226,7 @@ struct Subject<'a> {
     container: &'a Arc<Container>,
     init: u32,
     spec: Arc<Value>,
+    injected: Vec<Injected>,
     rootfs: Option<Overlay>,
     plan: &'a Plan,
 }
@@ -260,7 +263,7 @@ impl Subject<'_> {
                 format: manifest::FORMAT,
                 tool: concat!("kybernate ", env!("CARGO_PKG_VERSION")).into(),
                 processes: facts::processes(self.init),
-                mounts: facts::mounts(self.init),
+                mounts: facts::mounts(self.init, &self.injected),
                 ..Manifest::default()
             };
             Ok(Saved {

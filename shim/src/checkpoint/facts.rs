@@ -10,6 +10,7 @@ use kybernate_oci::manifest::{Container, Host, Mount, Pod, Process};
 use serde_json::Value;
 
 use super::tree;
+use crate::{injected::Injected, mount::table};
 
 /// Identity of a container from its spec's annotations.
 #[must_use]
@@ -133,28 +134,26 @@ fn process(status: &str, parent: u32) -> Process {
     }
 }
 
-/// The mounts that `/proc/<init>/mountinfo` lists.
+/// The mounts that a container's first process sees. `injected` are those that no spec names.
 #[must_use]
-pub fn mounts(init: u32) -> Vec<Mount> {
-    parse_mounts(&fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap_or_default())
+pub fn mounts(init: u32, injected: &[Injected]) -> Vec<Mount> {
+    let table = fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap_or_default();
+    list_mounts(&table, injected)
 }
 
-fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let left: Vec<&str> = left.split(' ').collect();
-            let mut right = right.split(' ');
-            let (kind, device) = (right.next()?, right.next()?);
+fn list_mounts(mountinfo: &str, injected: &[Injected]) -> Vec<Mount> {
+    let is_injected = |point| injected.iter().any(|mount| mount.destination() == point);
+    table::entries(mountinfo)
+        .map(|entry| Mount {
+            destination: entry.point.into(),
+            kind: entry.kind.into(),
             // For a bind mount the path inside the file system says more than the device.
-            let source = if left[3] == "/" { device } else { left[3] };
-            Some(Mount {
-                destination: (*left.get(4)?).into(),
-                kind: kind.into(),
-                source: source.into(),
-                read_only: left.get(5)?.split(',').any(|option| option == "ro"),
-            })
+            source: match entry.root {
+                "/" => entry.source.into(),
+                inside => inside.into(),
+            },
+            read_only: entry.is_read_only(),
+            injected: is_injected(entry.point),
         })
         .collect()
 }
@@ -215,7 +214,7 @@ mod tests {
 1 0 0:40 / / rw,relatime - overlay overlay rw,lowerdir=/a
 2 1 8:1 /var/lib/kubelet/hosts /etc/hosts ro,relatime shared:1 - ext4 /dev/vda rw
 ";
-        let mounts = parse_mounts(text);
+        let mounts = list_mounts(text, &[]);
         assert_eq!(mounts[0].source, "overlay");
         assert_eq!(mounts[1].source, "/var/lib/kubelet/hosts");
         assert!(mounts[1].read_only && !mounts[0].read_only);

@@ -39,6 +39,7 @@ use std::{
 
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use kybernate_config::Settings;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub use self::resume::Caller;
@@ -48,7 +49,13 @@ use self::{
     request::Request,
     stop::{Stop, StopReason},
 };
-use crate::{container::Container, criu, journal::Paused, process::ProcessState};
+use crate::{
+    container::Container,
+    criu::{self, config::External},
+    injected::{self, Injected},
+    journal::Paused,
+    process::ProcessState,
+};
 
 /// What the `Checkpoint` call asks for.
 #[derive(Debug, Clone, Default)]
@@ -155,13 +162,38 @@ fn subject(container: &Container) -> Result<(u32, Freezer), CheckpointError> {
 
 /// Writes the container's CRIU configuration for the CRIU that is installed now, and returns
 /// that CRIU's version text, empty if it can't be run: runc will say why.
-async fn prepare_criu(container: &Container) -> Result<String, CheckpointError> {
+async fn prepare_criu(
+    container: &Container,
+    injected: &[Injected],
+) -> Result<String, CheckpointError> {
     let version = criu::Version::text(&container.runc).await;
     let parsed = version.as_deref().and_then(criu::Version::parse);
-    criu::config::write(&container.bundle, parsed).map_err(|source| CheckpointError::Host {
-        action: "write CRIU's configuration into",
-        path: container.bundle.clone(),
-        source,
+    let external: Vec<_> = injected
+        .iter()
+        .map(|mount| External {
+            destination: mount.destination(),
+            source: mount.destination(),
+        })
+        .collect();
+    criu::config::write(&container.bundle, parsed, &external).map_err(|source| {
+        CheckpointError::Host {
+            action: "write CRIU's configuration into",
+            path: container.bundle.clone(),
+            source,
+        }
     })?;
     Ok(version.unwrap_or_default())
+}
+
+/// The mounts that CRIU must be told of because runc does not.
+fn injected(
+    container: &Container,
+    init: u32,
+    spec: &Value,
+) -> Result<Vec<Injected>, CheckpointError> {
+    injected::of(init, spec).map_err(|source| CheckpointError::Host {
+        action: "read the mounts of",
+        path: container.bundle.clone(),
+        source,
+    })
 }

@@ -26,7 +26,7 @@ use super::{
     still::Still,
     stop::StopReason,
 };
-use crate::container::Container;
+use crate::{container::Container, spec::SpecFacts};
 
 /// Bytes that are gathered before a write.
 const BUFFER: usize = 1 << 20;
@@ -56,7 +56,9 @@ pub async fn run(
         leave_running: !task.exit(),
         tcp_established: task.open_tcp(),
     };
-    super::prepare_criu(container).await?;
+    let spec = SpecFacts::read_whole(&container.bundle)?;
+    let injected = super::injected(container, init, &spec)?;
+    super::prepare_criu(container, &injected).await?;
     let images = Directory(task.path.clone());
     let _killed = course
         .stop

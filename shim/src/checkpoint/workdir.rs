@@ -11,8 +11,12 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
+use crate::mount::unmount_all;
+
 /// The subdirectory that may be a file system of its own.
 const IMAGES: &str = "images";
+/// The subdirectory for mounts of hooks.
+const INJECTED: &str = "injected";
 /// Room in it for what is not counted.
 const SLACK: u64 = 16 << 20;
 
@@ -68,6 +72,12 @@ impl WorkDir {
         Ok(path)
     }
 
+    /// Where mounts of hooks may hang; nothing is there yet.
+    #[must_use]
+    pub fn injected(&self) -> PathBuf {
+        self.0.join(INJECTED)
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -82,6 +92,8 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::EPERM) => {}
         Err(errno) => return Err(errno.into()),
     }
+    // What hangs there is the node's, and must not be removed with the rest.
+    unmount_all(&path.join(INJECTED)).map_err(io::Error::other)?;
     fs::remove_dir_all(path)
 }
 
@@ -119,6 +131,26 @@ mod tests {
         drop(next);
         assert!(!is_mounted());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_hangs_in_it_outlives_it() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED what_hangs_in_it_outlives_it: only root may mount");
+            return;
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let of_the_node = tempfile::tempdir().unwrap();
+        fs::write(of_the_node.path().join("libcuda.so"), b"x").unwrap();
+        let dir = WorkDir::create(parent.path(), "ns", "a").unwrap();
+        let place = dir.injected().join("0");
+        fs::create_dir_all(&place).unwrap();
+        let source = Some(of_the_node.path());
+        mount(source, &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        assert!(place.join("libcuda.so").exists());
+        drop(dir);
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        assert!(of_the_node.path().join("libcuda.so").exists());
     }
 
     #[test]

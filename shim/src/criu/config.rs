@@ -64,15 +64,58 @@ pub fn keep_options(bundle: &Path, lines: &str) -> io::Result<()> {
     fs::write(bundle.join(WISHED), lines)
 }
 
-/// Writes the file for the given CRIU.
-pub fn write(bundle: &Path, criu: Option<Version>) -> io::Result<()> {
+/// A mount that CRIU neither dumps nor makes: it binds `source` to the mount point `destination`
+/// when it restores, and ignores `source` when it dumps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct External<'a> {
+    /// Mount point in the container.
+    pub destination: &'a str,
+    /// Where it can be had.
+    pub source: &'a str,
+}
+
+impl External<'_> {
+    /// Its line: `external mnt[KEY]:SOURCE`. The key is in the images, so it is the mount point at
+    /// dump and at restore.
+    fn line(&self) -> io::Result<String> {
+        // CRIU takes what it reads apart at these (criu/config.c, criu/external.c).
+        let is_plain = |text: &str| {
+            let special = |c: char| c.is_whitespace() || matches!(c, '\\' | '"' | '\'' | '#' | ']');
+            !text.is_empty() && !text.contains(special)
+        };
+        if !is_plain(self.destination) || !is_plain(self.source) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "a hook has mounted something at {}, and a name with blanks, quotes, `\\`, `#` \
+                     or `]` can't be told to CRIU: mount it elsewhere",
+                    self.destination
+                ),
+            ));
+        }
+        Ok(format!(
+            "external mnt[{}]:{}\n",
+            self.destination, self.source
+        ))
+    }
+}
+
+/// Writes the file for the given CRIU, with the mounts that runc does not tell it.
+pub fn write(bundle: &Path, criu: Option<Version>, external: &[External<'_>]) -> io::Result<()> {
+    let external: String = external
+        .iter()
+        .map(External::line)
+        .collect::<io::Result<_>>()?;
     let (since, option) = SKIP_NETWORK_LOCK;
     let skip = if criu >= Some(since) { option } else { "" };
     let wished = match fs::read_to_string(bundle.join(WISHED)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
         other => other?,
     };
-    fs::write(bundle.join(FILE), format!("{OPTIONS}{skip}{wished}"))
+    fs::write(
+        bundle.join(FILE),
+        format!("{OPTIONS}{skip}{external}{wished}"),
+    )
 }
 
 #[cfg(test)]
@@ -103,9 +146,25 @@ mod tests {
     fn what_a_container_wishes_for_stands_last() {
         let dir = tempfile::tempdir().unwrap();
         keep_options(dir.path(), "ghost-limit 5\ntimeout 9\n").unwrap();
-        write(dir.path(), None).unwrap();
+        write(dir.path(), None, &[]).unwrap();
         let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert_eq!(text, format!("{OPTIONS}ghost-limit 5\ntimeout 9\n"));
+    }
+
+    #[test]
+    fn mounts_are_told_by_their_point() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = |destination| External {
+            destination,
+            source: "/run/0",
+        };
+        write(dir.path(), None, &[mount("/usr/lib/libcuda.so.580")]).unwrap();
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(text.contains("external mnt[/usr/lib/libcuda.so.580]:/run/0\n"));
+        for bad in ["/a b", "/a\\040b", "/a]", "/a#b", "/a\nleave-running"] {
+            let error = write(dir.path(), None, &[mount(bad)]).unwrap_err();
+            assert!(error.to_string().contains(bad), "{error}");
+        }
     }
 
     #[test]
@@ -117,7 +176,7 @@ mod tests {
             (Some(Version { major: 4, minor: 2 }), true),
             (Some(Version { major: 5, minor: 0 }), true),
         ] {
-            write(dir.path(), criu).unwrap();
+            write(dir.path(), criu, &[]).unwrap();
             let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
             assert!(text.contains("tcp-close\n"));
             assert_eq!(text.contains("network-lock skip\n"), skips, "{criu:?}");

@@ -5,7 +5,9 @@ use std::{io, path::PathBuf};
 use kybernate_config::settings::SettingsError;
 use kybernate_oci::{archive::ReadError, rootfs::ApplyError, signature::SignatureError};
 
-use crate::{gpu::GpuError, runc::RuncError, spec::SpecError, status::Class};
+use crate::{
+    gpu::GpuError, injected::RehearsalError, runc::RuncError, spec::SpecError, status::Class,
+};
 
 /// Why a restore failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum RestoreError {
     /// The spec can't be read.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// What the node's runtime makes of the container.
+    #[error(transparent)]
+    Rehearsal(#[from] RehearsalError),
     /// runc or CRIU failed.
     #[error("cannot restore the processes of container {id}: {runc}; CRIU: {criu}")]
     Processes {
@@ -170,7 +175,8 @@ impl RestoreError {
             | Self::Arch { .. }
             | Self::Cpu { .. }
             | Self::Criu { .. }
-            | Self::NoSharedMemory => Class::FailedPrecondition,
+            | Self::NoSharedMemory
+            | Self::Rehearsal(RehearsalError::Missing { .. }) => Class::FailedPrecondition,
             Self::Space { .. } => Class::ResourceExhausted,
             Self::Step { source, .. } | Self::Host { source, .. }
                 if source.kind() == io::ErrorKind::StorageFull =>

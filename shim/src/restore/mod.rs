@@ -1,7 +1,7 @@
 //! Restore: an archive becomes a running container.
 //!
 //! ```text
-//! Create   open ─> preflight ─> verify every byte while staging ─> file system changes ─> (created)
+//! Create   open ─> preflight ─> (rehearsal) ─> verify every byte while staging ─> file system changes ─> (created)
 //! Start    runc restore, images from the staging directory ─> GPU state back ─> (running), staging removed
 //! ```
 //!
@@ -12,6 +12,7 @@
 mod error;
 mod noted;
 mod preflight;
+mod spec;
 mod stage;
 
 use std::{
@@ -23,14 +24,11 @@ use std::{
 use kybernate_config::{Settings, settings::RestoreSettings};
 use kybernate_oci::{
     archive::Archive,
-    manifest::Gpu,
+    manifest::{Gpu, Mount},
     memory,
     rootfs::{self, tree},
     signature,
 };
-
-use nix::mount::{MsFlags, mount};
-use serde_json::Value;
 
 pub use self::error::RestoreError;
 use self::noted::Noted;
@@ -39,6 +37,7 @@ use crate::{
     container::ContainerFacts,
     criu::{self, log},
     gpu::Wake,
+    injected::{Attached, Rehearsal, Tree},
     io::Stdio,
     spec::SpecFacts,
 };
@@ -65,6 +64,8 @@ pub struct Prepared {
     images: PathBuf,
     work: PathBuf,
     gpu: Option<Gpu>,
+    /// What hooks mount.
+    injected: Vec<Tree>,
     /// The last field: it ends when what was staged is gone.
     record: Noted,
 }
@@ -80,8 +81,14 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
         }
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
+            let injected = rehearse(facts, None, &record).await?;
             let facts = facts.clone();
-            return blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await;
+            let prepared =
+                blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await?;
+            return Ok(Prepared {
+                injected,
+                ..prepared
+            });
         }
         Source::Archive(path) => path,
     };
@@ -91,12 +98,35 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
         blocking(move || open_archive(&path, &settings)).await?
     };
     preflight::check(archive.manifest(), &preflight::Here::now(criu))?;
+    let record = Noted::begin(facts, &settings).await?;
+    let injected = rehearse(facts, Some(&archive.manifest().mounts), &record).await?;
     if let Some(gpu) = archive.manifest().gpu.clone() {
         wake(gpu, facts, &settings).await?.release().await?;
     }
-    let record = Noted::begin(facts, &settings).await?;
     let facts = facts.clone();
-    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record)).await
+    let prepared =
+        blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record))
+            .await?;
+    Ok(Prepared {
+        injected,
+        ..prepared
+    })
+}
+
+/// The mounts that this node's hooks make in the container. `expected` are those that the archive's
+/// processes had, if that is known. The container's spec is then what its runtime makes of it.
+async fn rehearse(
+    facts: &ContainerFacts,
+    expected: Option<&[Mount]>,
+    record: &Noted,
+) -> Result<Vec<Tree>, RestoreError> {
+    let spec = SpecFacts::read_whole(&facts.bundle)?;
+    if !Rehearsal::is_needed(facts, &spec, expected) {
+        return Ok(Vec::new());
+    }
+    record.enter("rehearsal").await?;
+    let rehearsal = Rehearsal::run(facts, expected, |pid| record.programs([pid])).await?;
+    Ok(rehearsal.mounts)
 }
 
 /// Makes sure that this node's GPUs can take over what the archive's held.
@@ -193,12 +223,22 @@ async fn start_processes(
     }
     let version = criu::Version::text(&facts.runc).await;
     let parsed = version.as_deref().and_then(criu::Version::parse);
-    criu::config::write(&facts.bundle, parsed).map_err(|source| RestoreError::Host {
-        action: "write CRIU's configuration into",
-        path: facts.bundle.clone(),
-        source,
+    let directory = prepared.staging.injected();
+    let injected =
+        Attached::new(&prepared.injected, &directory).map_err(|source| RestoreError::Host {
+            action: "hang the mounts of hooks into",
+            path: directory,
+            source,
+        })?;
+    criu::config::write(&facts.bundle, parsed, &injected.external()).map_err(|source| {
+        RestoreError::Host {
+            action: "write CRIU's configuration into",
+            path: facts.bundle.clone(),
+            source,
+        }
     })?;
-    keep_read_only(facts)?;
+    spec::follow_links(facts)?;
+    spec::keep_read_only(facts)?;
     let mut command = facts.runc.command("restore");
     command
         .args([
@@ -232,29 +272,6 @@ async fn start_processes(
     noted.map_err(|source| RestoreError::Step { step, source })?;
     record.enter("restored").await?;
     Ok(gpu)
-}
-
-/// Makes the mount of a read-only root read-only. `runc create` does that itself; `runc restore`
-/// of runc 1.1 leaves it to CRIU, which restores no flags of the root. Everything that restore
-/// needs to find in the root is there by now.
-fn keep_read_only(facts: &ContainerFacts) -> Result<(), RestoreError> {
-    let spec = SpecFacts::read_whole(&facts.bundle)?;
-    if spec.pointer("/root/readonly").and_then(Value::as_bool) != Some(true) {
-        return Ok(());
-    }
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    mount(
-        None::<&str>,
-        &facts.rootfs,
-        None::<&str>,
-        flags,
-        None::<&str>,
-    )
-    .map_err(|errno| RestoreError::Host {
-        action: "make read-only",
-        path: facts.rootfs.clone(),
-        source: errno.into(),
-    })
 }
 
 /// Manifest digest of the archive that the container in `bundle` was restored from.
@@ -344,6 +361,7 @@ impl Prepared {
                     images,
                     work,
                     gpu: None,
+                    injected: Vec::new(),
                     record: record.clone(),
                 },
                 files,

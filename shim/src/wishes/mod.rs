@@ -234,7 +234,7 @@ mod tests {
         let mut asking = spec(&[(BLOCK_IO_URING, "true"), (CRIU_OPTIONS, "timeout=30")]);
         assert!(apply(&bundle, &mut asking).unwrap());
         assert!(asking.pointer("/linux/seccomp").is_some());
-        criu::config::write(&bundle, None).unwrap();
+        criu::config::write(&bundle, None, &[]).unwrap();
         let written = fs::read_to_string(bundle.join("criu.conf")).unwrap();
         assert!(written.ends_with("\ntimeout 30\n"), "{written}");
         for (key, value) in [

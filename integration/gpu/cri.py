@@ -52,7 +52,8 @@ class Cri:
             (3, f"/var/log/pods/{name}"),
             (8, message((1, f"/kubepods/{name}"), (2, message((1, options))))),
         )
-        return first_text(self.call("RunPodSandbox", message((1, config), (2, handler)))), config
+        self.last = first_text(self.call("RunPodSandbox", message((1, config), (2, handler)))), config
+        return self.last
 
     def container(self, pod, name, image, argv, environment, mounts, devices, annotations, memory=0):
         """Creates and starts a container. Returns its id."""

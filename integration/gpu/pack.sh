@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{bin,lib,images} "$out"
 
-cp "$bin"/{containerd-shim-kybernate-v1,kybernate-cuda,kybernate} "$work/bin/"
+cp "$bin"/{containerd-shim-kybernate-v1,kybernate-cuda,kybernate,kybernate-cri-hooks,kybernate-bench-hooks} "$work/bin/"
 strip "$work"/bin/*
 programs=(/usr/bin/containerd /usr/bin/ctr /usr/bin/containerd-shim-runc-v2 /usr/sbin/runc /usr/sbin/criu)
 for program in "${programs[@]}"; do cp -L "$root$program" "$work/bin/"; done

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 
@@ -100,17 +101,28 @@ mode = 'auto'
 [nvidia-ctk]
 path = '{HERE}/bin/nvidia-ctk'
 """)
-    log = open(f"{STATE}/containerd.log", "w")
-    environment = {**os.environ, "XDG_CONFIG_HOME": STATE}
-    daemon = subprocess.Popen(["containerd", "--config", f"{STATE}/containerd.toml"], stdout=log, stderr=log, env=environment)
-    for _ in range(100):
-        if run("ctr", "--address", SOCKET, "version", check=False).returncode == 0:
-            break
-        time.sleep(0.1)
+    daemon = start_daemon()
     for image in ("pause", "tools"):
         run("ctr", "--address", SOCKET, "-n", "k8s.io", "images", "import", f"{HERE}/images/{image}.tar")
     CRI = Cri(SOCKET)
     return daemon
+
+
+def start_daemon():
+    log = open(f"{STATE}/containerd.log", "a")
+    environment = {**os.environ, "XDG_CONFIG_HOME": STATE}
+    daemon = subprocess.Popen(["containerd", "--config", f"{STATE}/containerd.toml"], stdout=log, stderr=log, env=environment)
+    for _ in range(100):
+        if run("ctr", "--address", SOCKET, "version", check=False).returncode == 0:
+            return daemon
+        time.sleep(0.1)
+    raise RuntimeError("containerd does not answer")
+
+
+def restart_daemon():
+    global DAEMON
+    DAEMON.wait()
+    DAEMON = start_daemon()
 
 
 PODS = 0
@@ -381,9 +393,9 @@ def case_faults():
     settings()
     refused("no libcuda", container, done.stdout, before, since)
 
-    def while_it_runs(case, program, delay, sign=signal.SIGKILL):
+    def while_it_runs(case, program, delay, sign=signal.SIGKILL, arguments=(), after=lambda: None):
         before = container.count()
-        client = subprocess.Popen(["kybernate", "checkpoint", container.id, "-o", path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        client = subprocess.Popen(["kybernate", "checkpoint", container.id, "-o", path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         until = time.time() + 20
         while time.time() < until:
             found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name(pid) == program]
@@ -398,9 +410,13 @@ def case_faults():
             except ProcessLookupError:
                 pass
         message = client.communicate(timeout=120)[0]
+        after()
         refused(f"{case} (exit {client.returncode})", container, message, before, since)
 
     while_it_runs("CRIU killed", "criu", 0.5)
+    while_it_runs("CRIU stopped", "criu", 0.5, signal.SIGSTOP, ("--timeout", "5"))
+    while_it_runs("runc killed", "runc", 0.5)
+    while_it_runs("containerd killed", "containerd", 2.5, after=restart_daemon)
     while_it_runs("helper killed while it checkpoints", "kybernate-cuda", 0.7)
     before, since = container.count(), time.time()
     _, done = container.checkpoint(path, "--timeout", "1", check=False)
@@ -416,6 +432,7 @@ def case_faults():
     took, _ = container.checkpoint(path)
     note("after all faults", total_s=round(took, 2), states=container.states())
     container.remove()
+    restore_faults(path)
 
     container = Container("kybernate", ["managed", 64])
     before, since = container.counts_beyond(3), time.time()
@@ -429,6 +446,43 @@ def case_faults():
     took, _ = container.checkpoint(path)
     limit = open(glob.glob(f"/sys/fs/cgroup/kubepods/{container.name}/*{container.id}*/memory.max")[0]).read().strip()
     note("memory limit raised and put back", limit_mib=int(limit) >> 20, before=before, after=container.counts_beyond(container.count()))
+    container.remove()
+
+
+def restore_faults(path):
+    """A restore that fails leaves no process on the GPU and an archive that can be restored."""
+    for program, delay in (("criu", 0.4), ("runc", 0.4), ("kybernate-cuda", 0.2)):
+        ended = {}
+
+        def attempt():
+            try:
+                ended["container"], _, _ = restore(path, ["memory", 4096])
+            except Exception as error:
+                ended["error"] = str(error)
+
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        until, found = time.time() + 20, []
+        while not found and time.time() < until:
+            found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name(pid) == program]
+            time.sleep(0.01)
+        time.sleep(delay)
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        thread.join()
+        if "container" in ended:
+            ended["container"].remove()
+        else:
+            CRI.remove_pod(CRI.last)
+        on_gpu = run("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader")
+        note(f"restore, {program} killed", restored="container" in ended, on_gpu_after=on_gpu, left=os.listdir("/run/kybernate/restore"),
+             thp=thp(), message=ended.get("error", "").replace("\n", " ")[:420])
+        assert not on_gpu
+    container, _, took = restore(path, ["memory", 4096])
+    note("restore after all faults", next_step_s=round(took, 2), states=container.states())
     container.remove()
 
 
@@ -533,6 +587,30 @@ def case_toolkit():
     note("its archive", injected=[mount["destination"] for mount in manifest(path)["mounts"] if mount.get("injected")])
 
 
+def case_hook(rounds=6):
+    """What kybernate-cri-hooks adds to calls, on a node with many cores: no GPU takes part."""
+    pod = CRI.pod("hook", "kybernate")
+    for number in range(10):
+        CRI.container(pod, f"c{number}", IMAGE, ["counter"], {}, [], [], {}, 0)
+    hook = start_hook()
+    try:
+        print(run("kybernate-bench-hooks", str(rounds), "0", SOCKET, f"{STATE}/hook.sock"), flush=True)
+    finally:
+        hook.kill()
+        hook.wait()
+    CRI.remove_pod(pod)
+
+
+def start_hook():
+    environment = {**os.environ, "KYBERNATE_HOOKS_SOCKET": f"{STATE}/hook.sock", "KYBERNATE_HOOKS_METRICS": ""}
+    hook = subprocess.Popen(["kybernate-cri-hooks"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        if os.path.exists(f"{STATE}/hook.sock"):
+            return hook
+        time.sleep(0.05)
+    raise RuntimeError("kybernate-cri-hooks does not serve")
+
+
 def table():
     print("\n| case | facts |\n|---|---|")
     for result in RESULTS:
@@ -545,7 +623,7 @@ def main():
     names = sys.argv[1:] or ["stock", "sizes", "rounds", "two_processes", "training", "inference", "faults", "shim_killed", "toolkit"]
     print(run("nvidia-smi", "-L"), run("uname", "-r"), thp(), os.cpu_count(), "cores", flush=True)
     global DAEMON
-    DAEMON = daemon = start_containerd()
+    DAEMON = start_containerd()
     failed = []
     try:
         for case in names:
@@ -562,7 +640,7 @@ def main():
         if failed:
             log = open(f"{STATE}/containerd.log").read().splitlines()
             print("\n".join(line[:600] for line in log if "WARN" in line or "ERROR" in line or "level=error" in line)[-4000:])
-        daemon.terminate()
+        DAEMON.terminate()
     return bool(failed)
 
 

@@ -18,7 +18,7 @@ groups_of() {
 }
 
 supervise() {
-	local root=$1 dir=$2 name=$3 group groups
+	local root=$1 dir=$2 name=$3 group groups outer
 	trap '' INT TERM HUP
 	mapfile -t groups < <(groups_of "$name")
 	mkdir -p "$dir"/{upper/lab,work,merged,containerd,kybernate}
@@ -36,7 +36,18 @@ supervise() {
 		for group in "${groups[@]}"; do echo "$BASHPID" >"$group/cgroup.procs"; done
 		exec unshare --mount --propagation private --pid --fork --kill-child --net --uts --ipc --cgroup \
 			/bin/bash "${BASH_SOURCE[0]}" --boot "$root" "$dir" "${groups[@]}"
-	) && status=0 || status=$?
+	) <&0 &
+	outer=$!
+	# Version 2 allows no process in a cgroup that hands controllers to its children, and unshare
+	# waits in the one that is the lab's root.
+	until [ "$(readlink "/proc/$outer/ns/cgroup")" != "$(readlink /proc/self/ns/cgroup)" ]; do sleep 0.01; done
+	for group in "${groups[@]}"; do
+		if [ -f "$group/cgroup.subtree_control" ]; then
+			mkdir "$group/outside"
+			echo "$outer" >"$group/outside/cgroup.procs"
+		fi
+	done
+	wait "$outer" && status=0 || status=$?
 	for group in "${groups[@]}"; do
 		# Exiting processes leave their cgroup a moment after their parent has seen them go.
 		for _ in {1..100}; do
@@ -88,11 +99,14 @@ boot() {
 serve() {
 	umount -l /old
 	hostname lab
-	# Version 2 allows no process in a cgroup that hands controllers to its children.
 	if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
 		mkdir /sys/fs/cgroup/init
 		echo $$ >/sys/fs/cgroup/init/cgroup.procs
-		sed 's/\(^\| \)/ +/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
+		# The supervisor takes unshare out of here meanwhile.
+		for _ in {1..200}; do
+			sed 's/\(^\| \)/ +/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control && break
+			sleep 0.02
+		done 2>/dev/null
 	fi
 	ip link set lo up
 	echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -103,16 +117,13 @@ serve() {
 	find /sys/fs/cgroup -name freezer.state -exec sh -c 'echo THAWED >"$1"' sh '{}' ';'
 }
 
-# Runs a command in the lab's own cgroup; the caller has entered the namespaces.
+# Runs a command in the lab's own cgroup; the caller has entered the namespaces, and with version 2
+# the cgroup, which lets nobody in from outside of its namespace.
 enter() {
 	local group
-	for group in /sys/fs/cgroup/init/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
-		case $group in
-		*/init/*) [ -f /sys/fs/cgroup/cgroup.controllers ] || continue ;;
-		*) [ ! -f /sys/fs/cgroup/cgroup.controllers ] || continue ;;
-		esac
-		echo $$ >"$group"
-	done
+	if [ ! -f /sys/fs/cgroup/cgroup.controllers ]; then
+		for group in /sys/fs/cgroup/*/cgroup.procs; do echo $$ >"$group"; done
+	fi
 	exec "$@"
 }
 

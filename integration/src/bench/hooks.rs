@@ -1,4 +1,5 @@
-//! Calls to containerd with and without `kybernate-cri-hooks` between, by turns in one lab.
+//! Calls to containerd with and without `kybernate-cri-hooks` between, by turns in one lab or on a
+//! node.
 //!
 //! 16 clients with a connection each, as kubelet and node agents are. Paced clients wait between
 //! calls, which shows what the hook adds to a call; unpaced ones ask as fast as they get answers,
@@ -7,16 +8,21 @@
 use std::{
     fmt::Write as _,
     fs,
+    path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use kybernate_hooks::cri::v1::{ListContainersRequest, VersionRequest};
-use tokio::task::JoinSet;
+use tokio::{net::UnixStream, task::JoinSet};
 
-use crate::{Distro, Handler, Lab, LabOptions, cri::PodBuilder, eventually, lab::Cri};
+use crate::{
+    Distro, Handler, Lab, LabOptions,
+    cri::PodBuilder,
+    eventually,
+    lab::{Cri, cri_at},
+};
 
 const CLIENTS: usize = 16;
 /// Between the calls of a paced client.
@@ -28,7 +34,6 @@ const CONTAINERS: usize = 10;
 /// Connections and calls on each that are made all at once.
 const BURST: (usize, usize) = (32, 125);
 const SOCKET: &str = "/run/kybernate-bench.sock";
-const PID: &str = "/run/kybernate-bench.pid";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -36,54 +41,71 @@ enum Method {
     ListContainers,
 }
 
+/// Where the CRI is served.
+#[derive(Debug, Clone)]
+pub struct Sockets {
+    /// By containerd.
+    pub direct: PathBuf,
+    /// By the hook.
+    pub hooked: PathBuf,
+}
+
 /// Measures so many rounds, then makes so many calls through the hook, and reports in Markdown.
+/// Without sockets, in a lab.
 ///
 /// # Errors
 /// There is no lab, or a call has failed.
-pub fn run(rounds: u64, soak: u64) -> Result<String> {
-    tokio::runtime::Runtime::new()?.block_on(measure(rounds, soak))
+pub fn run(rounds: u64, soak: u64, sockets: Option<Sockets>) -> Result<String> {
+    tokio::runtime::Runtime::new()?.block_on(async {
+        match sockets {
+            Some(sockets) => report(&sockets, rounds, soak).await,
+            None => in_lab(rounds, soak).await,
+        }
+    })
 }
 
-async fn measure(rounds: u64, soak: u64) -> Result<String> {
+async fn in_lab(rounds: u64, soak: u64) -> Result<String> {
     let lab = Lab::start(Distro::Forky, LabOptions::default()).await?;
-    let script = format!("echo $$ >{PID}; exec kybernate-cri-hooks");
-    let mut hook = lab
-        .command("sh")
-        .args(["-c", &script])
-        .env("KYBERNATE_HOOKS_SOCKET", SOCKET)
-        .env("KYBERNATE_HOOKS_METRICS", "")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let reported = report(&lab, rounds, soak).await;
-    if let Ok(pid) = pid(&lab) {
-        lab.kill("KILL", pid)?;
-    }
-    hook.wait()?;
-    lab.close()?;
-    reported
-}
-
-async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
-    let pod = PodBuilder::new(lab, Handler::Kybernate).start().await?;
+    let pod = PodBuilder::new(&lab, Handler::Kybernate).start().await?;
     for n in 0..CONTAINERS {
         pod.container(&format!("c{n}"))
             .shell("true")
             .create()
             .await?;
     }
-    let clients = |socket: Option<&str>| {
-        lab.route_cri(socket);
-        let clients: Vec<Cri> = (0..CLIENTS).map(|_| lab.cri()).collect();
-        lab.route_cri(None);
-        clients
+    let mut hook = lab
+        .command("kybernate-cri-hooks")
+        .env("KYBERNATE_HOOKS_SOCKET", SOCKET)
+        .env("KYBERNATE_HOOKS_METRICS", "")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let sockets = Sockets {
+        direct: lab.socket(),
+        hooked: lab.path(SOCKET),
     };
-    let (direct, hooked) = (clients(None), clients(Some(SOCKET)));
+    let reported = report(&sockets, rounds, soak).await;
+    for pid in lab.pids_of("kybernate-cri-hooks")? {
+        lab.kill("KILL", pid)?;
+    }
+    hook.wait()?;
+    pod.remove().await?;
+    lab.close()?;
+    reported
+}
+
+async fn report(sockets: &Sockets, rounds: u64, soak: u64) -> Result<String> {
+    let clients = |socket: &Path, count| -> Vec<Cri> {
+        (0..count).map(|_| cri_at(socket.to_owned())).collect()
+    };
+    let direct = clients(&sockets.direct, CLIENTS);
+    let hooked = clients(&sockets.hooked, CLIENTS);
     eventually("the hook", Duration::from_secs(10), || async {
         hooked[0].clone().version(VersionRequest::default()).await?;
         Ok(Some(()))
     })
     .await?;
+    let hook = server_of(&sockets.hooked).await?;
     let mut text =
         String::from("| call | clients | | median | 99 % | calls/s |\n|---|---|---|---|---|---|\n");
     for pace in [Some(PACE), None] {
@@ -120,7 +142,7 @@ async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
     writeln!(
         text,
         "\nResident memory of the hook after that: {} KiB.",
-        resident(lab)?
+        resident(hook)?
     )?;
     if soak > 0 {
         let begun = Instant::now();
@@ -129,21 +151,18 @@ async fn report(lab: &Arc<Lab>, rounds: u64, soak: u64) -> Result<String> {
             text,
             "{soak} calls in {:.0} s without a failure; resident memory then: {} KiB.",
             begun.elapsed().as_secs_f64(),
-            resident(lab)?
+            resident(hook)?
         )?;
     }
-    lab.route_cri(Some(SOCKET));
-    let burst: Vec<Cri> = (0..BURST.0).map(|_| lab.cri()).collect();
-    lab.route_cri(None);
+    let burst = clients(&sockets.hooked, BURST.0);
     at_once(&burst, BURST.1).await?;
     writeln!(
         text,
         "After {} calls at once on {} connections: {} KiB.",
         BURST.0 * BURST.1,
         BURST.0,
-        resident(lab)?
+        resident(hook)?
     )?;
-    pod.remove().await?;
     Ok(text)
 }
 
@@ -254,12 +273,14 @@ async fn at_once(clients: &[Cri], calls: usize) -> Result<()> {
     Ok(())
 }
 
-fn pid(lab: &Lab) -> Result<u32> {
-    Ok(fs::read_to_string(lab.path(PID))?.trim().parse()?)
+/// Pid of the process that listens at a socket.
+async fn server_of(socket: &Path) -> Result<i32> {
+    let peer = UnixStream::connect(socket).await?.peer_cred()?;
+    peer.pid().context("the hook is in another PID namespace")
 }
 
-fn resident(lab: &Lab) -> Result<u64> {
-    let status = fs::read_to_string(lab.path(format!("/proc/{}/status", pid(lab)?)))?;
+fn resident(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok())
         .context("no VmRSS")

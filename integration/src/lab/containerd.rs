@@ -48,6 +48,15 @@ pub type Images = ImagesClient<InterceptedService<Channel, Namespaced>>;
 /// Client of containerd's events.
 pub type Events = EventsClient<InterceptedService<Channel, Namespaced>>;
 
+/// The CRI runtime service at a socket.
+pub fn cri_at(socket: PathBuf) -> Cri {
+    cri_over(channel_to(socket))
+}
+
+fn cri_over(channel: Channel) -> Cri {
+    RuntimeServiceClient::new(channel).max_decoding_message_size(64 << 20)
+}
+
 fn channel_to(socket: PathBuf) -> Channel {
     Endpoint::from_static("http://lab").connect_with_connector_lazy(service_fn(move |_: Uri| {
         let socket = socket.clone();
@@ -90,7 +99,7 @@ impl Lab {
 
     /// The CRI runtime service.
     pub fn cri(&self) -> Cri {
-        RuntimeServiceClient::new(self.cri_channel()).max_decoding_message_size(64 << 20)
+        cri_over(self.cri_channel())
     }
 
     /// Tasks of the Kubernetes namespace.

@@ -29,7 +29,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::catalog::{self, Catalog};
 
-pub use containerd::{Containers, Cri, Events, Images, Namespaced, Tasks};
+pub use containerd::{Containers, Cri, Events, Images, Namespaced, Tasks, cri_at};
 pub use leaks::{left_behind, sweep};
 
 /// Where the libraries of the double of a GPU driver lie in a lab.
@@ -278,7 +278,19 @@ impl Lab {
 
     /// A command that will run in the lab: its namespaces, its cgroups, its root.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let procs = Path::new("/sys/fs/cgroup")
+            .join(&self.name)
+            .join("init/cgroup.procs");
+        let mut command = if procs.exists() {
+            // Version 2 of cgroups: nobody gets in from outside of the namespace.
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", r#"echo $$ >"$0" && exec nsenter "$@""#])
+                .arg(procs);
+            command
+        } else {
+            Command::new("nsenter")
+        };
         command
             .arg(format!("--target={}", self.pid))
             .args([

@@ -8,7 +8,7 @@ SHELL := /bin/bash
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 AS_ROOT := $(if $(ROOT),--config 'target."cfg(all())".runner = "sudo -E"',)
 DEB_TOOLS := mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/debian-archive-keyring.gpg \
-	gcc:cc util-linux:nsenter libc6-dev:/usr/include/stdlib.h
+	gcc:cc util-linux:nsenter libc6-dev:/usr/include/stdlib.h age:age zstd:zstd
 # What packages are made with, and manifests and profiles are tested with.
 DEB_TOOLS_DIST := dpkg:dpkg-deb rpm:rpmbuild apparmor:apparmor_parser binutils:objdump python3-venv:python3
 TOOLS := target/tools

@@ -4,11 +4,16 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
+use kybernate_age::Recipient;
 use kybernate_config::{names::KUBERNETES_NAMESPACE, size};
 use kybernate_hooks::client::Target;
 use kybernate_oci::archive::Level;
 
 use crate::recreate::MountFlag;
+
+mod keys;
+
+pub use keys::{Decrypt, Encrypt, Keys};
 
 /// Checkpoint, restore, inspect and verify containers.
 #[derive(Debug, Parser)]
@@ -35,6 +40,10 @@ pub enum Command {
     Verify(Verify),
     /// Sign an archive: its signature goes into FILE.sig beside it
     Sign(Sign),
+    /// Encrypt an archive; its signatures stay good
+    Encrypt(Encrypt),
+    /// Write an encrypted archive in plain text; its signatures stay good
+    Decrypt(Decrypt),
     /// Write entries of an archive to a directory, verifying all of it
     Extract(Extract),
     /// Write one entry of an archive to standard output
@@ -95,6 +104,10 @@ pub struct Checkpoint {
     /// checkpoint.buffer]
     #[arg(long, value_parser = buffer)]
     pub buffer: Option<String>,
+    /// Encrypt the archive to this age recipient, beside those of the setting
+    /// checkpoint.encrypt_to. Repeatable
+    #[arg(long, value_name = "RECIPIENT")]
+    pub recipient: Vec<Recipient>,
     /// Stop the container when its archive is complete
     #[arg(long)]
     pub exit: bool,
@@ -137,6 +150,9 @@ pub struct Restore {
     /// Log file, relative to the pod's log directory [default: NAME/ATTEMPT.log]
     #[arg(long, value_name = "PATH")]
     pub log_path: Option<String>,
+    // For this command alone: on its node the shim uses the setting restore.identities.
+    #[command(flatten)]
+    pub keys: Keys,
     /// Create the container and leave starting it to others
     #[arg(long)]
     pub no_start: bool,
@@ -151,6 +167,8 @@ pub struct Inspect {
     /// The archive
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Print sizes and the whole manifest as JSON
     #[arg(long)]
     pub json: bool,
@@ -165,6 +183,8 @@ pub struct Sign {
     /// PEM file of an Ed25519 private key, as `openssl genpkey -algorithm ed25519` makes it
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub key: PathBuf,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -180,6 +200,8 @@ pub struct Verify {
     /// `openssl pkey -pubout` makes it. Repeatable, any one counts
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub key: Vec<PathBuf>,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -191,6 +213,8 @@ pub struct Extract {
     /// The archive
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Where the entries go; created if it does not exist. Nothing in it is overwritten
     #[arg(value_hint = ValueHint::DirPath)]
     pub directory: PathBuf,
@@ -204,6 +228,8 @@ pub struct Cat {
     /// The archive
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Name of the entry, as `kybernate ls` prints it
     pub entry: String,
 }
@@ -214,6 +240,8 @@ pub struct Ls {
     /// The archive
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub keys: Keys,
     /// With sizes and digests
     #[arg(short, long)]
     pub long: bool,

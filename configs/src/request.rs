@@ -17,6 +17,7 @@
 
 use std::path::PathBuf;
 
+use kybernate_age::Recipient;
 use serde::{Deserialize, Serialize};
 
 /// Name of the request in the staging directory.
@@ -49,6 +50,9 @@ pub struct CheckpointRequest {
     /// Files that go into the archive under the given names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<IncludedFile>,
+    /// Who can read the archive beside those whom the shim's settings name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encrypt_to: Vec<Recipient>,
     /// Who asked, for the manifest and the audit line; free text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requester: Option<String>,

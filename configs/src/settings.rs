@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kybernate_age::Recipient;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -71,6 +72,11 @@ pub struct CheckpointSettings {
     /// Where it is noted what a checkpoint or restore has to undo should its shim die. Best on
     /// tmpfs: after a restart of the node there is nothing to undo.
     pub journal_dir: PathBuf,
+    /// Who can read what is written: age recipients. Empty for archives in plain text.
+    pub encrypt_to: Vec<Recipient>,
+    /// Whether containerd gets plain CRIU images though `encrypt_to` is set. It packs them itself,
+    /// and nothing encrypts them.
+    pub plain_unencrypted: bool,
 }
 
 /// `[restore]`
@@ -85,6 +91,11 @@ pub struct RestoreSettings {
     pub require_signature: bool,
     /// PEM files of the Ed25519 public keys whose signatures count.
     pub trusted_keys: Vec<PathBuf>,
+    /// Files of the age identities that open encrypted archives; root's alone.
+    pub identities: Vec<PathBuf>,
+    /// Whether an encrypted archive is staged in `disk_dir`, in plain text, when memory is too
+    /// small for it.
+    pub decrypt_to_disk: bool,
 }
 
 /// `[containerd]`
@@ -120,6 +131,8 @@ impl Default for CheckpointSettings {
             timeout_s: 3600,
             resume_within_s: 10,
             journal_dir: "/run/kybernate/journal".into(),
+            encrypt_to: Vec::new(),
+            plain_unencrypted: false,
         }
     }
 }
@@ -131,6 +144,8 @@ impl Default for RestoreSettings {
             disk_dir: "/var/lib/kybernate/restore".into(),
             require_signature: false,
             trusted_keys: Vec::new(),
+            identities: Vec::new(),
+            decrypt_to_disk: false,
         }
     }
 }
@@ -359,6 +374,25 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(err.contains(name) && err.contains("little"), "{err}");
+    }
+
+    #[test]
+    fn a_recipient_that_is_none_is_named_with_its_place() {
+        let good = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+        let text =
+            |two: &str| format!("[checkpoint]\nencrypt_to = [\n  '{good}',\n  '{two}',\n]\n");
+        let settings = Settings::parse(Path::new("x"), &text(good)).unwrap();
+        assert_eq!(settings.checkpoint.encrypt_to[1].to_string(), good);
+        let again = toml::to_string(&settings).unwrap();
+        assert_eq!(Settings::parse(Path::new("x"), &again).unwrap(), settings);
+        let bad = good.replace("zvk", "zvq");
+        let error = Settings::parse(Path::new("/c.toml"), &text(&bad))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/c.toml") && error.contains(&bad) && error.contains("encrypt_to"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ fn order(dir: &Path) -> CheckpointOrder {
         exit: false,
         level: Some("fast".into()),
         buffer: None,
+        encrypt_to: Vec::new(),
         timeout: Duration::from_secs(60),
         space_check: true,
         requester: Some("a test".into()),

@@ -30,6 +30,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod cri;
 pub mod demo;
+pub mod encryption;
 pub mod events;
 pub mod gpu;
 pub mod image;

@@ -1,7 +1,7 @@
 //! Measures how fast archives are written and read.
 //!
 //! `throughput DATA DIRECTORY [LEVEL…]` writes DATA as one entry to an archive in DIRECTORY at
-//! each level, verifies it, and extracts it to DIRECTORY.
+//! each level, in plain text and encrypted, verifies it, and extracts it to DIRECTORY.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use kybernate_oci::archive::{Archive, Level, WriteOptions, Writer};
+use kybernate_age::Identity;
+use kybernate_oci::archive::{Archive, Encryption, Label, Level, WriteOptions, Writer};
 use kybernate_oci::manifest::Manifest;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,26 +23,43 @@ fn main() -> Result<(), Box<dyn Error>> {
     if levels.is_empty() {
         levels = ["fast", "default", "high"].map(str::to_owned).to_vec();
     }
-    println!("level     ratio   write MB/s  cpu s  verify MB/s  cpu s  extract MB/s  cpu s");
+    println!(
+        "           level     ratio   write MB/s  cpu s  verify MB/s  cpu s  extract MB/s  cpu s"
+    );
     for level in levels {
         let path = Path::new(&directory).join("throughput.kybernate");
-        measure(Path::new(&data), &path, level.parse()?)?;
-        fs::remove_file(&path)?;
+        let identity = Identity::generate()?;
+        for identities in [&[][..], &[identity]] {
+            measure(Path::new(&data), &path, level.parse()?, identities)?;
+            fs::remove_file(&path)?;
+        }
     }
     Ok(())
 }
 
-fn measure(data: &Path, path: &Path, level: Level) -> Result<(), Box<dyn Error>> {
+fn measure(
+    data: &Path,
+    path: &Path,
+    level: Level,
+    identities: &[Identity],
+) -> Result<(), Box<dyn Error>> {
     let mut source = File::open(data)?;
     let cpu = cpu_seconds()?;
     let start = Instant::now();
-    let mut writer = Writer::new(
-        File::create(path)?,
-        WriteOptions {
-            level,
-            ..WriteOptions::default()
-        },
-    )?;
+    let options = WriteOptions {
+        level,
+        ..WriteOptions::default()
+    };
+    let file = File::create(path)?;
+    let recipients: Vec<_> = identities
+        .iter()
+        .map(|one| one.recipient().clone())
+        .collect();
+    let label = Label::default();
+    let mut writer = match recipients.len() {
+        0 => Writer::new(file, options)?,
+        _ => Writer::encrypted(file, options, &Encryption { recipients, label })?,
+    };
     let mut stream = writer.stream("checkpoint/pages-1.img")?;
     loop {
         let space = stream.space()?;
@@ -54,14 +72,19 @@ fn measure(data: &Path, path: &Path, level: Level) -> Result<(), Box<dyn Error>>
     let summary = writer.finish(Manifest::default())?;
     let content = summary.content_bytes as f64;
     print!(
-        "{:8} {:6.3}",
+        "{:9}  {:8} {:6.3}",
+        if identities.is_empty() {
+            "plain"
+        } else {
+            "encrypted"
+        },
         level.to_string(),
         summary.archive_bytes as f64 / content
     );
     report(content, start, cpu)?;
 
     let (start, cpu) = (Instant::now(), cpu_seconds()?);
-    let archive = Archive::open(path)?;
+    let archive = Archive::open_with(path, identities)?;
     archive.verify(&mut |_| {})?;
     report(content, start, cpu)?;
 

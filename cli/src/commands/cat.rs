@@ -10,7 +10,7 @@ use crate::{args::Cat, display::clean, output::Output};
 
 /// Writes the entry to standard output.
 pub fn run(args: &Cat) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
+    let archive = open(&args.file, &args.keys)?;
     let failed = || {
         format!(
             "cannot read {} in {} (`kybernate ls` lists what is there)",

@@ -45,6 +45,8 @@ pub fn run(args: &Checkpoint, settings: &Settings) -> anyhow::Result<()> {
                 .clone()
                 .unwrap_or_else(|| settings.checkpoint.buffer.clone()),
         ),
+        // The shim adds those of the settings that it finds, which may be others.
+        encrypt_to: [&settings.checkpoint.encrypt_to[..], &args.recipient].concat(),
         timeout: args
             .timeout
             .unwrap_or(Duration::from_secs(settings.checkpoint.timeout_s)),

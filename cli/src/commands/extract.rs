@@ -15,7 +15,7 @@ use crate::{args::Extract, display::clean, interrupt, output::Output};
 
 /// Verifies the archive and writes what was asked for.
 pub fn run(args: &Extract) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
+    let archive = open(&args.file, &args.keys)?;
     for wanted in &args.entries {
         if !archive
             .manifest()

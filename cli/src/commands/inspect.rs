@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
 
 use kybernate_config::size;
-use kybernate_oci::manifest::{Gpu, Manifest, Process};
+use kybernate_oci::{
+    archive::Envelope,
+    manifest::{Gpu, Manifest, Process},
+};
 use serde::Serialize;
 
 use super::open;
@@ -13,6 +16,8 @@ use crate::{
     output::{Output, json},
 };
 
+mod sealed;
+
 /// The archive as a file.
 #[derive(Debug, Serialize)]
 struct Facts {
@@ -20,6 +25,8 @@ struct Facts {
     archive_bytes: u64,
     content_bytes: u64,
     manifest_sha256: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encrypted_to: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,12 +37,20 @@ struct Report<'a> {
 
 /// Prints the manifest, as tables or as JSON.
 pub fn run(args: &Inspect) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
+    let archive = match (open(&args.file, &args.keys), args.keys.identity.as_slice()) {
+        // What it says to everybody, unless somebody wants more.
+        (Err(error), []) => match Envelope::read(&args.file) {
+            Ok(Some(envelope)) => return sealed::show(args, &envelope, &error),
+            _ => return Err(error),
+        },
+        (opened, _) => opened?,
+    };
     let facts = Facts {
         path: args.file.display().to_string(),
         archive_bytes: archive.archive_bytes(),
         content_bytes: archive.content_bytes(),
         manifest_sha256: archive.manifest_sha256().to_owned(),
+        encrypted_to: archive.envelope().map(|envelope| envelope.recipients),
     };
     if args.json {
         json(&Report {
@@ -132,6 +147,9 @@ fn identity(facts: &Facts, manifest: &Manifest) -> Vec<[String; 2]> {
             format!("{} by {}", clean(&manifest.created), clean(&manifest.tool)),
         ],
     ];
+    if let Some(readers) = facts.encrypted_to {
+        rows.insert(1, ["Encrypted".into(), sealed::readers(readers)]);
+    }
     if let Some(requester) = &manifest.requester {
         rows.push(["Requested".into(), clean(requester)]);
     }
@@ -389,6 +407,7 @@ mod tests {
             archive_bytes: 6 << 20,
             content_bytes: 12 << 20,
             manifest_sha256: "5e5e".into(),
+            encrypted_to: None,
         };
         assert_eq!(
             render(&facts, &manifest()),

@@ -7,7 +7,7 @@ use crate::{args::Ls, display::clean, output::Output};
 
 /// Lists the entries.
 pub fn run(args: &Ls) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
+    let archive = open(&args.file, &args.keys)?;
     let mut out = Output::lock();
     for entry in &archive.manifest().entries {
         let name = clean(&entry.name);

@@ -4,6 +4,7 @@ mod cat;
 mod checkpoint;
 mod completions;
 mod config;
+mod convert;
 mod doctor;
 mod extract;
 mod inspect;
@@ -17,11 +18,12 @@ mod verify;
 use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
+use kybernate_age::{Identity, read_identities};
 use kybernate_config::Settings;
 use kybernate_hooks::client::CheckpointError;
-use kybernate_oci::archive::Archive;
+use kybernate_oci::archive::{Archive, ReadError};
 
-use crate::args::{Args, Command, ConfigCommand};
+use crate::args::{Args, Command, ConfigCommand, Keys};
 
 /// What a shell reports of a command that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
@@ -41,6 +43,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(args)?,
         Command::Verify(args) => verify::run(args)?,
         Command::Sign(args) => sign::run(args)?,
+        Command::Encrypt(args) => convert::encrypt(args)?,
+        Command::Decrypt(args) => convert::decrypt(args)?,
         Command::Extract(args) => extract::run(args)?,
         Command::Cat(args) => cat::run(args)?,
         Command::Ls(args) => ls::run(args)?,
@@ -68,8 +72,26 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 }
 
 /// Opens an archive; errors of the library do not all name the file.
-fn open(file: &Path) -> anyhow::Result<Archive> {
-    Archive::open(file).with_context(|| format!("cannot use {} as an archive", file.display()))
+fn open(file: &Path, keys: &Keys) -> anyhow::Result<Archive> {
+    let opened = match Archive::open(file) {
+        // Without identities this says the same again.
+        Err(ReadError::Encrypted { .. }) => Archive::open_with(file, &identities(keys)?),
+        other => other,
+    };
+    opened.with_context(|| format!("cannot use {} as an archive", file.display()))
+}
+
+/// The identities that were named, else those of the settings.
+fn identities(keys: &Keys) -> anyhow::Result<Vec<Identity>> {
+    let files = match keys.identity.as_slice() {
+        [] => Settings::load()?.restore.identities,
+        named => named.to_vec(),
+    };
+    let mut identities = Vec::new();
+    for file in files {
+        identities.extend(read_identities(&file)?);
+    }
+    Ok(identities)
 }
 
 /// A runtime for commands that talk to containerd.

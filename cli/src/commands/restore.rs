@@ -47,7 +47,7 @@ struct Pod {
 
 /// Creates the container, starts it and prints its id.
 pub fn run(args: &Restore, settings: &Settings) -> anyhow::Result<()> {
-    let archive = open(&args.file)?;
+    let archive = open(&args.file, &args.keys)?;
     let path = args
         .file
         .canonicalize()

@@ -15,7 +15,7 @@ use crate::{args::Sign, output::Output};
 /// Verifies every byte, since nobody should vouch for what is damaged, and adds a signature.
 pub fn run(args: &Sign) -> anyhow::Result<()> {
     let key = read(&args.key)?;
-    let archive = verify::whole(&args.file, args.quiet)?;
+    let archive = verify::whole(&args.file, &args.keys, args.quiet)?;
     let line = signature::sign(archive.manifest_sha256(), &key)
         .with_context(|| args.key.display().to_string())?;
     let place = signature::place(&args.file);

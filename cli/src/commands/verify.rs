@@ -7,11 +7,15 @@ use kybernate_config::size;
 use kybernate_oci::archive::Archive;
 
 use super::{open, sign};
-use crate::{args::Verify, output::Output, progress::Display};
+use crate::{
+    args::{Keys, Verify},
+    output::Output,
+    progress::Display,
+};
 
 /// Reads all of an archive.
-pub fn whole(file: &Path, quiet: bool) -> anyhow::Result<Archive> {
-    let archive = open(file)?;
+pub fn whole(file: &Path, keys: &Keys, quiet: bool) -> anyhow::Result<Archive> {
+    let archive = open(file, keys)?;
     let mut display = Display::new(quiet);
     display.start(archive.content_bytes());
     display.phase("verify");
@@ -28,7 +32,7 @@ pub fn whole(file: &Path, quiet: bool) -> anyhow::Result<Archive> {
 
 /// Reads it all and prints the manifest's digest, and who has signed it.
 pub fn run(args: &Verify) -> anyhow::Result<()> {
-    let archive = whole(&args.file, args.quiet)?;
+    let archive = whole(&args.file, &args.keys, args.quiet)?;
     let signer = if args.key.is_empty() {
         String::new()
     } else {

@@ -5,6 +5,7 @@
 
 mod config;
 mod containerd;
+mod encryption;
 mod gpu;
 mod kernel;
 mod leftovers;
@@ -94,6 +95,7 @@ pub async fn examine(settings: &Settings, repair: bool) -> Report {
     findings.extend(kernel::examine());
     findings.extend(gpu::examine());
     findings.extend(space::examine(settings));
+    findings.extend(encryption::examine(settings));
     Report { findings }
 }
 

@@ -42,6 +42,11 @@ fn place(path: &Path) -> Option<Place> {
     })
 }
 
+/// Whether a directory is, or would be, on tmpfs.
+pub fn is_on_tmpfs(path: &Path) -> bool {
+    place(path).is_some_and(|place| place.tmpfs)
+}
+
 /// Judges a directory; `memory` says that it is meant to be on tmpfs.
 fn judge(check: &'static str, path: &Path, place: Option<Place>, memory: bool) -> Finding {
     let path = path.display();

@@ -24,6 +24,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kybernate_age::Recipient;
 pub use kybernate_config::request::CheckpointResult;
 use kybernate_config::request::{CheckpointRequest, IncludedFile, Progress, REQUEST_VERSION};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -58,6 +59,8 @@ pub struct CheckpointOrder {
     pub level: Option<String>,
     /// Memory for waiting frames: `auto` or a size; the shim's setting if `None`.
     pub buffer: Option<String>,
+    /// Who can read the archive beside those whom the shim's settings name.
+    pub encrypt_to: Vec<Recipient>,
     /// How long it may take.
     pub timeout: Duration,
     /// Whether an output directory that is too small is noticed before the container is frozen.
@@ -134,6 +137,7 @@ pub async fn checkpoint(
         buffer: order.buffer.clone(),
         deadline: Some(unix_seconds(started + order.timeout)),
         include,
+        encrypt_to: order.encrypt_to.clone(),
         requester: order.requester.clone(),
     })?;
     update(Update::Started {

@@ -107,6 +107,7 @@ async fn take(
         exit: false,
         level: None,
         buffer: None,
+        encrypt_to: Vec::new(),
         timeout: order.deadline.left(),
         space_check: true,
         requester: Some(format!("CRI: {} (request {})", order.caller, order.id)),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kybernate_oci::{archive::Archive, manifest::Manifest};
+use kybernate_oci::archive::{Archive, Label, ReadError};
 use prost_types::Timestamp;
 
 /// A file of this name beside an archive keeps it.
@@ -42,11 +42,10 @@ impl Owner {
         &self.pod
     }
 
-    fn read(manifest: &Manifest) -> Self {
-        let container = &manifest.container;
-        container.pod.as_ref().map_or_else(
-            || Self::alone(&container.id),
-            |pod| Self::of_pod(&pod.namespace, &pod.name, &container.name),
+    fn of(label: &Label) -> Self {
+        label.pod.as_ref().map_or_else(
+            || Self::alone(&label.id),
+            |pod| Self::of_pod(&pod.namespace, &pod.name, &label.name),
         )
     }
 }
@@ -76,23 +75,32 @@ pub(super) fn scan(dir: &Path) -> io::Result<Vec<Held>> {
             continue;
         }
         let path = entry.path();
-        let Ok(archive) = Archive::open(&path) else {
+        let Some((label, bytes)) = read(&path) else {
             continue;
         };
-        let manifest = archive.manifest();
-        let Ok(created) = manifest.created.parse::<Timestamp>() else {
+        let Ok(created) = label.created.parse::<Timestamp>() else {
             continue;
         };
         let mut pin = path.clone().into_os_string();
         pin.push(".");
         pin.push(PIN);
         held.push(Held {
-            owner: Owner::read(manifest),
+            owner: Owner::of(&label),
             created: (created.seconds, created.nanos),
-            bytes: archive.archive_bytes(),
+            bytes,
             pinned: Path::new(&pin).symlink_metadata().is_ok(),
             path,
         });
     }
     Ok(held)
+}
+
+/// What a file is of, and its size, if it is a good archive. Of one that is encrypted its label
+/// says so: a node need not be able to read what it writes.
+fn read(path: &Path) -> Option<(Label, u64)> {
+    match Archive::open(path) {
+        Ok(archive) => Some((Label::of(archive.manifest()), archive.archive_bytes())),
+        Err(ReadError::Encrypted { envelope }) => Some((envelope.label?, envelope.bytes)),
+        Err(_) => None,
+    }
 }

@@ -9,8 +9,9 @@
 //!                       anything that is no archive of ours
 //! ```
 //!
-//! An archive is good when its manifest is whole. What it belongs to is read from there and not
-//! from its name, in which namespaces, pods and containers run into each other.
+//! An archive is good when its manifest is whole, or, since few nodes can read those that are
+//! encrypted, when their header is. What it belongs to is read from there and not from its name, in
+//! which namespaces, pods and containers run into each other.
 
 mod held;
 mod policy;

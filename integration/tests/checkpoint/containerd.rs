@@ -7,8 +7,10 @@ use kybernate_hooks::cri::v1::CheckpointContainerRequest;
 use kybernate_integration::{
     Case, Container,
     checkpoint::{ARCHIVES, Archive, run},
+    encryption::Key,
     eventually,
     image::catalog,
+    node::Node,
     workload::Workload,
 };
 use tonic::Code;
@@ -85,6 +87,38 @@ pub async fn plain_images_restore_with_runc(cx: Case) -> Result<()> {
     cx.lab.exec(&["umount", &root])?;
     cx.lab.exec(&["rm", "-r", &bundle, &directory])?;
     played
+}
+
+/// containerd packs plain images itself, so that nothing encrypts them.
+pub async fn plain_images_where_archives_are_encrypted(cx: Case) -> Result<()> {
+    let key = Key::new(&cx.lab)?;
+    key.set(&key.encrypts(""))?;
+    let pod = cx.pod().start().await?;
+    let work = Workload::counter();
+    let container = work.start(&pod).await?;
+    let directory = format!("{ARCHIVES}/plain-{}", container.id);
+    fs::create_dir_all(cx.lab.path(&directory))?;
+    let node = Node::look(&cx.lab)?;
+    let checkpoint = ["ctr", "-n", "k8s.io", "tasks", "checkpoint", "--image-path"];
+    let checkpoint = [&checkpoint[..], &[&directory, &container.id]].concat();
+    let error = run(&cx.lab, &checkpoint).await?.refused()?;
+    for part in [
+        "checkpoint.encrypt_to",
+        "plain_unencrypted",
+        "kybernate checkpoint",
+    ] {
+        ensure!(error.contains(part), "no {part:?} in {error}");
+    }
+    ensure!(fs::read_dir(cx.lab.path(&directory))?.next().is_none());
+    work.is_well(&container, work.count(&container)?).await?;
+    node.is_unchanged().await?;
+
+    key.set(&key.encrypts("plain_unencrypted = true"))?;
+    run(&cx.lab, &checkpoint).await?.ok()?;
+    ensure!(cx.lab.path(&directory).join("inventory.img").exists());
+    cx.lab.exec(&["rm", "-r", &directory])?;
+    work.is_well(&container, work.count(&container)?).await?;
+    Ok(())
 }
 
 async fn restore_by_hand(cx: &Case, id: &str, bundle: &str, images: &str, at: u64) -> Result<()> {

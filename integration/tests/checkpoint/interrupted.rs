@@ -38,6 +38,7 @@ fn request(deadline: Option<Duration>) -> CheckpointRequest {
             .and_then(|after| at(after).ok())
             .map(|since| since.as_secs()),
         include: Vec::new(),
+        encrypt_to: Vec::new(),
         requester: Some("interrupted".into()),
     }
 }

@@ -58,6 +58,12 @@ fn main() -> ExitCode {
         )
         .handlers(&Handler::OURS)
         .when(can_checkpoint)
+        .case(
+            "plain_images_where_archives_are_encrypted",
+            containerd::plain_images_where_archives_are_encrypted,
+        )
+        .handlers(KYBERNATE)
+        .alone()
         .case("cri_checkpoint", containerd::cri_checkpoint)
         .distros(FORKY)
         .case(

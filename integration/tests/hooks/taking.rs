@@ -6,10 +6,12 @@ use anyhow::{Context, Result, ensure};
 use kybernate_integration::{
     Case, Container, Distro,
     checkpoint::{Archive, run},
+    encryption::Key,
     eventually,
     node::Node,
     workload::Workload,
 };
+use kybernate_oci::archive::Envelope;
 use tonic::Code;
 
 use crate::hook::{CHECKPOINTS, Hook, checkpoint, left};
@@ -313,6 +315,47 @@ pub async fn old_ones_make_way(cx: Case) -> Result<()> {
         text.contains("kybernate_cri_retention_removed_archives_total 2"),
         "{text}"
     );
+    clean(&cx).await
+}
+
+/// A node that encrypts, and can't read what it writes, keeps as many archives as any other.
+pub async fn encrypted(cx: Case) -> Result<()> {
+    let key = Key::new(&cx.lab)?;
+    key.set(&key.encrypts(""))?;
+    let hook = Hook::start_with(&cx.lab, &[("KYBERNATE_RETENTION_PER_POD", "1")]).await?;
+    let pod = cx.pod().start().await?;
+    let work = Workload::counter();
+    let app = work.start(&pod).await?;
+    for name in ["first", "second", "third"] {
+        checkpoint(&app, &location(name), TIMEOUT).await?;
+    }
+    let archive = archive(&app, "third");
+    ensure!(
+        left(&cx.lab)?.len() == 1 && archive.file().exists(),
+        "{:?}",
+        left(&cx.lab)?
+    );
+    let text = hook.get("/metrics").await?;
+    for line in [
+        "kybernate_cri_checkpoints_total{result=\"ok\"} 3",
+        "kybernate_cri_retention_removed_archives_total 2",
+    ] {
+        ensure!(text.contains(line), "no {line} in {text}");
+    }
+    let envelope = Envelope::read(&archive.file())?.context("not encrypted")?;
+    ensure!(envelope.recipients == 1, "{envelope:?}");
+    let verify = [
+        "kybernate",
+        "verify",
+        &archive.path,
+        "--identity",
+        &key.file,
+    ];
+    run(&cx.lab, &verify).await?.ok()?;
+    let at = work.count(&app)?;
+    key.set(&key.decrypts())?;
+    let restored = work.restore(&pod, &archive).await?;
+    work.is_well(&restored, at.saturating_sub(1)).await?;
     clean(&cx).await
 }
 

@@ -1,5 +1,6 @@
 //! Restores from an archive, by the annotation on an ordinary CRI container.
 
+mod encrypted;
 mod injected;
 mod lives_on;
 mod refused;
@@ -63,6 +64,13 @@ fn main() -> ExitCode {
         .alone()
         .limit(LONG)
         .case("only_what_is_signed", signed::only_what_is_signed)
+        .handlers(KYBERNATE)
+        .alone()
+        .case("encrypted", encrypted::encrypted)
+        .handlers(KYBERNATE)
+        .limit(LONG)
+        .alone()
+        .case("recipients_and_places", encrypted::recipients_and_places)
         .handlers(KYBERNATE)
         .alone()
         .run()

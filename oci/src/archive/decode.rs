@@ -1,14 +1,12 @@
 //! Reads and decodes single frames.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-
 use twox_hash::XxHash3_64;
 use zstd::zstd_safe::{self, DCtx};
 
 use super::error::ReadError;
 use super::frame;
 use super::seek::Row;
+use super::source::Source;
 
 /// A frame and where it lies.
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +29,7 @@ impl Broken {
     /// The error for `frame`, number `number`, in the words of [`ReadError`].
     pub(super) fn at(self, frame: &Located, number: usize, entry: &str) -> ReadError {
         match self {
-            Self::Io(source) => ReadError::Io {
-                offset: frame.offset,
-                source,
-            },
+            Self::Io(source) => ReadError::io(frame.offset, source),
             Self::Frame(reason) => ReadError::Entry {
                 name: entry.to_owned(),
                 fault: super::error::EntryFault::Frame {
@@ -72,16 +67,17 @@ impl Decoder {
         &self.stored
     }
 
-    /// Reads `frame` from `file` and decodes it into `content`, which has the size that the
+    /// Reads `frame` from `source` and decodes it into `content`, which has the size that the
     /// table gives; returns the digest of its stored bytes.
     pub(super) fn decode(
         &mut self,
-        file: &File,
+        source: &Source,
         frame: &Located,
         content: &mut [u8],
     ) -> Result<u64, Broken> {
         self.stored.resize(frame.row.stored as usize, 0);
-        file.read_exact_at(&mut self.stored, frame.offset)
+        source
+            .read_exact_at(&mut self.stored, frame.offset)
             .map_err(Broken::Io)?;
         let stored = self.stored.as_slice();
         if stored.get(..4) != Some(&frame::MAGIC.to_le_bytes()) {

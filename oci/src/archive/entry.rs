@@ -104,7 +104,7 @@ impl<'a> EntryReader<'a> {
             self.frame = None;
             self.content.resize(frame.row.content as usize, 0);
             self.decoder
-                .decode(&self.archive.file, frame, &mut self.content)
+                .decode(&self.archive.source, frame, &mut self.content)
                 .map_err(|broken| broken.at(frame, number, &self.entry.name))?;
             self.frame = Some(number);
         }

@@ -4,7 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kybernate_age::ChunkFault;
 use thiserror::Error;
+
+use super::source::Envelope;
 
 /// Why a name is no entry's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -131,6 +134,18 @@ pub enum WriteError {
         /// What it said.
         reason: &'static str,
     },
+    /// Encryption could not begin.
+    #[error("cannot encrypt the archive")]
+    Encryption {
+        /// Why not.
+        source: Arc<kybernate_age::HeaderError>,
+    },
+    /// What was to be replaced is encrypted already: a bug.
+    #[error("byte {offset} of the archive is encrypted already and can't be replaced")]
+    Sealed {
+        /// Where in the archive.
+        offset: u64,
+    },
     /// The manifest does not become JSON.
     #[error("cannot write the manifest as JSON")]
     Manifest {
@@ -240,6 +255,28 @@ pub enum ReadError {
         /// What the system said.
         source: io::Error,
     },
+    /// It is encrypted, and nothing to open it with was given.
+    #[error(
+        "it is encrypted to {}, and no identity was given: name the file of one with --identity, \
+         or in restore.identities of the node's settings",
+        .envelope.readers()
+    )]
+    Encrypted {
+        /// What it says to everybody.
+        envelope: Box<Envelope>,
+    },
+    /// It is encrypted and does not open.
+    #[error("{source}")]
+    Locked {
+        /// Why not.
+        source: kybernate_age::OpenError,
+    },
+    /// It is encrypted, and part of it is not what was encrypted.
+    #[error("{fault}")]
+    Chunk {
+        /// Which part, and what is wrong with it.
+        fault: ChunkFault,
+    },
     /// The end of the file is not the seek table of a checkpoint archive.
     #[error(
         "seek table: {fault}; the file is no checkpoint archive, or was cut short, or something \
@@ -334,6 +371,21 @@ pub enum ReadError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl ReadError {
+    /// The error for a read at byte `offset` of the archive that failed.
+    pub(super) fn io(offset: u64, source: io::Error) -> Self {
+        let fault = source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<ChunkFault>());
+        match fault {
+            Some(fault) => Self::Chunk {
+                fault: fault.clone(),
+            },
+            None => Self::Io { offset, source },
+        }
+    }
 }
 
 impl From<ReadError> for io::Error {

@@ -19,8 +19,12 @@
 //! that of zstd's `contrib/seekable_format` (v0.1.0) with checksums. The manifest lists all other
 //! entries with their digests (see `digest`) and holds a digest over the stored bytes of all frames before its
 //! own: no bit can change unnoticed, not even one that decodes to the same content.
+//!
+//! All of it may be the content of an age file (see [`kybernate_age`]), which is then the archive:
+//! `age -d -i KEY ARCHIVE | zstd -d | tar t`. Offsets are those of the content.
 
 mod control;
+mod convert;
 mod decode;
 mod digest;
 mod encode;
@@ -29,6 +33,7 @@ mod error;
 mod extract;
 mod frame;
 mod header;
+mod label;
 mod layout;
 mod level;
 mod name;
@@ -38,19 +43,25 @@ mod pipeline;
 mod pool;
 mod priority;
 mod reader;
+mod seal;
 mod seek;
 mod sink;
+mod source;
 mod stages;
 mod stream;
 mod words;
 mod writer;
 
 pub use control::Control;
+pub use convert::{ConvertError, decrypt, encrypt};
 pub use entry::EntryReader;
 pub use error::{EntryFault, NameFault, ReadError, WriteError};
+pub use label::{Label, LabelPod};
 pub use level::{Level, LevelError};
 pub use options::WriteOptions;
 pub use reader::Archive;
+pub use seal::Encryption;
+pub use source::Envelope;
 pub use stream::EntryStream;
 pub use writer::{Summary, Writer};
 

@@ -157,7 +157,7 @@ impl<'a> Pass<'a> {
         let size = frame.row.content as usize;
         let content = &mut buffer[..size];
         let digest = decoder
-            .decode(&self.archive.file, frame, content)
+            .decode(&self.archive.source, frame, content)
             .map_err(|broken| {
                 let entry = &entries[layout::entry_at(entries, frame.start)];
                 broken.at(frame, number, &entry.name)

@@ -82,8 +82,12 @@ pub(super) enum Step {
 /// A frame as the file will hold it.
 #[derive(Debug)]
 pub(super) enum Output {
-    /// Assembled by the producer.
-    Built { bytes: Vec<u8>, content: usize },
+    /// Assembled by the producer; `open` if it will be replaced.
+    Built {
+        bytes: Vec<u8>,
+        content: usize,
+        open: bool,
+    },
     /// The first `size` bytes of `buffer`.
     Compressed {
         buffer: MmapMut,

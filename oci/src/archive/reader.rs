@@ -1,11 +1,9 @@
 //! Opens archives.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use nix::fcntl::OFlag;
+use kybernate_age::Identity;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -13,6 +11,7 @@ use super::decode::{Decoder, Located};
 use super::entry::EntryReader;
 use super::error::ReadError;
 use super::pass::Pass;
+use super::source::{self, Envelope, Source};
 use super::{BLOCK, FRAME_MAX, frame, header, layout, padding, seek};
 use crate::manifest::{FILE, FORMAT, Manifest};
 
@@ -22,7 +21,7 @@ use crate::manifest::{FILE, FORMAT, Manifest};
 /// byte, [`Archive::entry`] at those of one entry.
 #[derive(Debug)]
 pub struct Archive {
-    pub(super) file: File,
+    pub(super) source: Source,
     pub(super) frames: Vec<Located>,
     pub(super) manifest: Manifest,
     manifest_sha256: String,
@@ -37,38 +36,29 @@ struct Version {
 }
 
 impl Archive {
-    /// Opens the archive at `path`, which must be a regular file and no link.
+    /// Opens the archive at `path`, which must be a regular file and no link, and not encrypted.
     ///
     /// # Errors
     /// The file does not open; its end is not that of an archive; the manifest is damaged, of
     /// another format, or lists entries that do not fit the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ReadError> {
-        let path = path.as_ref();
-        let failed = |source| ReadError::Open {
-            path: path.to_owned(),
-            source,
-        };
-        // Without O_NONBLOCK a FIFO would block here.
-        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path)
-            .map_err(failed)?;
-        let facts = file.metadata().map_err(failed)?;
-        if !facts.is_file() {
-            return Err(ReadError::NotFile {
-                path: path.to_owned(),
-            });
-        }
-        let archive_bytes = facts.len();
-        let mut frames = frames(&file, archive_bytes)?;
+        Self::open_with(path, &[])
+    }
+
+    /// Opens the archive at `path`, with one of the identities if it is encrypted.
+    ///
+    /// # Errors
+    /// See [`Archive::open`]; the archive is encrypted, and not to one of the identities.
+    pub fn open_with(path: impl AsRef<Path>, identities: &[Identity]) -> Result<Self, ReadError> {
+        let (file, archive_bytes) = source::open(path.as_ref())?;
+        let source = Source::new(file, archive_bytes, identities)?;
+        let mut frames = frames(&source, source.size(archive_bytes))?;
         let Some(last) = frames.pop() else {
             return Err(ReadError::SeekTable {
                 fault: "it lists no frame",
             });
         };
-        let json = manifest_json(&file, &last)?;
+        let json = manifest_json(&source, &last)?;
         let version: Version =
             serde_json::from_slice(&json).map_err(|source| ReadError::Json { source })?;
         if version.format != u64::from(FORMAT) {
@@ -81,7 +71,7 @@ impl Archive {
             serde_json::from_slice(&json).map_err(|source| ReadError::Json { source })?;
         layout::check(&manifest.entries, last.start)?;
         Ok(Self {
-            file,
+            source,
             frames,
             manifest,
             manifest_sha256: super::hex(&Sha256::digest(&json)),
@@ -115,6 +105,12 @@ impl Archive {
         self.archive_bytes
     }
 
+    /// What it says to those who can't read it; `None` if it is not encrypted.
+    #[must_use]
+    pub fn envelope(&self) -> Option<&Envelope> {
+        self.source.envelope()
+    }
+
     /// Size of the tar in bytes.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
@@ -144,21 +140,23 @@ impl Archive {
 }
 
 /// Reads the seek table.
-fn frames(file: &File, size: u64) -> Result<Vec<Located>, ReadError> {
+fn frames(source: &Source, size: u64) -> Result<Vec<Located>, ReadError> {
     let refuse = |fault| ReadError::SeekTable { fault };
-    let io = |offset| move |source| ReadError::Io { offset, source };
+    let io = |offset| move |error| ReadError::io(offset, error);
     let mut footer = [0; seek::FOOT];
     let footer_at = size
         .checked_sub(seek::FOOT as u64)
         .ok_or(refuse("the file is too short"))?;
-    file.read_exact_at(&mut footer, footer_at)
+    source
+        .read_exact_at(&mut footer, footer_at)
         .map_err(io(footer_at))?;
     let rows = seek::rows(&footer).ok_or(refuse("the file does not end in one"))?;
     let table_at = size
         .checked_sub(seek::size(rows) as u64)
         .ok_or(refuse("it is larger than the file"))?;
     let mut table = vec![0; seek::size(rows)];
-    file.read_exact_at(&mut table, table_at)
+    source
+        .read_exact_at(&mut table, table_at)
         .map_err(io(table_at))?;
     let rows = seek::decode(&table).ok_or(refuse("it is damaged"))?;
     let mut located = Vec::with_capacity(rows.len());
@@ -182,17 +180,14 @@ fn frames(file: &File, size: u64) -> Result<Vec<Located>, ReadError> {
 }
 
 /// Reads the manifest's frame, of which every byte follows from the JSON.
-fn manifest_json(file: &File, last: &Located) -> Result<Vec<u8>, ReadError> {
+fn manifest_json(source: &Source, last: &Located) -> Result<Vec<u8>, ReadError> {
     let refuse = |fault| ReadError::Manifest { fault };
     let mut content = vec![0; last.row.content as usize];
     let mut decoder = Decoder::new();
     decoder
-        .decode(file, last, &mut content)
+        .decode(source, last, &mut content)
         .map_err(|broken| match broken {
-            super::decode::Broken::Io(source) => ReadError::Io {
-                offset: last.offset,
-                source,
-            },
+            super::decode::Broken::Io(error) => ReadError::io(last.offset, error),
             super::decode::Broken::Frame(reason) => refuse(reason),
         })?;
     if decoder.stored() != frame::stored(&content) {

@@ -1,4 +1,5 @@
-//! The archive file: large aligned writes past the page cache where that works.
+//! The archive file: large aligned writes past the page cache where that works, encrypted on the
+//! way if that is asked for.
 
 use std::fs::File;
 use std::hash::Hasher as _;
@@ -16,6 +17,7 @@ use twox_hash::XxHash3_64;
 use super::error::WriteError;
 use super::frame;
 use super::pipeline::{Output, Pipeline};
+use super::seal::{Encryption, Seal};
 use super::seek::Row;
 use crate::memory;
 
@@ -43,12 +45,19 @@ pub(super) struct Sink {
     offset: u64,
     direct: bool,
     frames: Vec<Stored>,
+    /// What encrypts, if anything does. Offsets of frames are those of what goes into it; what
+    /// comes out is staged, so that writes are as large and as aligned as those of plain archives.
+    seal: Option<Box<Seal>>,
 }
 
 impl Sink {
-    pub(super) fn new(file: File, pipeline: Arc<Pipeline>) -> Result<Self, WriteError> {
+    pub(super) fn new(
+        file: File,
+        pipeline: Arc<Pipeline>,
+        encryption: Option<&Encryption>,
+    ) -> Result<Self, WriteError> {
         let direct = set_direct(&file, true).is_ok();
-        Ok(Self {
+        let mut sink = Self {
             file,
             pipeline,
             staging: memory::map(STAGING, false).map_err(WriteError::memory)?,
@@ -56,22 +65,40 @@ impl Sink {
             offset: 0,
             direct,
             frames: Vec::new(),
-        })
+            seal: None,
+        };
+        if let Some(encryption) = encryption {
+            let (head, seal) = Seal::begin(encryption)?;
+            sink.stage(&head)?;
+            sink.seal = Some(Box::new(seal));
+        }
+        Ok(sink)
     }
 
-    /// Size of what was appended in bytes.
+    /// Size of the file in bytes, as far as it is decided.
     pub(super) fn size(&self) -> u64 {
         self.offset + self.fill as u64
     }
 
+    /// Bytes of archive so far.
+    fn position(&self) -> u64 {
+        self.seal
+            .as_ref()
+            .map_or_else(|| self.size(), |seal| seal.position())
+    }
+
     /// Appends a frame.
     pub(super) fn frame(&mut self, output: Output) -> Result<(), WriteError> {
-        let offset = self.size();
+        let offset = self.position();
         let mut digest = XxHash3_64::new();
         let (content, checksum) = match output {
-            Output::Built { bytes, content } => {
+            Output::Built {
+                bytes,
+                content,
+                open,
+            } => {
                 digest.write(&bytes);
-                self.append(&bytes)?;
+                self.put(&bytes, open)?;
                 (content, trailer(&bytes))
             }
             Output::Compressed {
@@ -101,7 +128,7 @@ impl Sink {
         self.frames.push(Stored {
             offset,
             row: Row {
-                stored: (self.size() - offset) as u32,
+                stored: (self.position() - offset) as u32,
                 content: content as u32,
                 checksum,
             },
@@ -120,7 +147,10 @@ impl Sink {
         frame.row.checksum = trailer(bytes);
         frame.digest = XxHash3_64::oneshot(bytes);
         let offset = frame.offset;
-        self.write(offset, Some(bytes), "patch")
+        match &mut self.seal {
+            Some(seal) => seal.replace(offset, bytes),
+            None => self.write(offset, Some(bytes), "patch"),
+        }
     }
 
     /// A digest over the stored bytes of all frames so far.
@@ -137,8 +167,23 @@ impl Sink {
         self.frames.iter().map(|frame| frame.row).collect()
     }
 
-    /// Appends bytes that belong to no frame.
-    pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
+    /// Appends bytes that are final.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        self.put(bytes, false)
+    }
+
+    /// Appends bytes; those that are `open` will be replaced.
+    fn put(&mut self, bytes: &[u8], open: bool) -> Result<(), WriteError> {
+        let Some(mut seal) = self.seal.take() else {
+            return self.stage(bytes);
+        };
+        let put = seal.append(bytes, open, &mut |sealed| self.stage(sealed));
+        self.seal = Some(seal);
+        put
+    }
+
+    /// Puts bytes at the end of the file.
+    fn stage(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
         while !bytes.is_empty() {
             let room = &mut self.staging[self.fill..];
             let size = room.len().min(bytes.len());
@@ -165,6 +210,19 @@ impl Sink {
         self.leave_direct()?;
         if self.fill > 0 {
             self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything out. Nothing can be appended or replaced any more.
+    pub(super) fn end(&mut self) -> Result<(), WriteError> {
+        let mut seal = self.seal.take();
+        if let Some(seal) = &mut seal {
+            seal.finish(&mut |sealed| self.stage(sealed))?;
+        }
+        self.settle()?;
+        while let Some((offset, chunk)) = seal.as_mut().and_then(|seal| seal.pop()) {
+            self.write(offset, Some(&chunk), "patch")?;
         }
         Ok(())
     }

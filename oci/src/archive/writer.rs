@@ -12,6 +12,7 @@ use super::control::Control;
 use super::error::{NameFault, WriteError};
 use super::options::WriteOptions;
 use super::pipeline::{Mark, Output, Pipeline};
+use super::seal::Encryption;
 use super::sink::Sink;
 use super::stages::{Stages, Written};
 use super::stream::EntryStream;
@@ -66,10 +67,31 @@ impl Writer {
     /// # Errors
     /// Options that contradict each other, no memory, no threads.
     pub fn new(file: File, options: WriteOptions) -> Result<Self, WriteError> {
+        Self::start(file, options, None)
+    }
+
+    /// Starts an archive that is encrypted: `file` never has a byte of it in plain text. It takes
+    /// up to 128 KiB of memory more than `options` say for every stream.
+    ///
+    /// # Errors
+    /// See [`Writer::new`]; no recipients, or too many; no random numbers.
+    pub fn encrypted(
+        file: File,
+        options: WriteOptions,
+        encryption: &Encryption,
+    ) -> Result<Self, WriteError> {
+        Self::start(file, options, Some(encryption))
+    }
+
+    fn start(
+        file: File,
+        options: WriteOptions,
+        encryption: Option<&Encryption>,
+    ) -> Result<Self, WriteError> {
         let frame_size = options.frame_size;
         let (workers, frames, outputs) = options.shares()?;
         let pipeline = Arc::new(Pipeline::new(frame_size, frames, outputs));
-        let sink = Sink::new(file, Arc::clone(&pipeline))?;
+        let sink = Sink::new(file, Arc::clone(&pipeline), encryption)?;
         let stages = Stages::start(&pipeline, sink, options.level, workers)?;
         Ok(Self {
             pipeline,
@@ -165,6 +187,7 @@ impl Writer {
             Output::Built {
                 bytes: frame::stored(&header::encode(name, 0)),
                 content: BLOCK,
+                open: true,
             },
             Vec::new(),
         );
@@ -220,9 +243,10 @@ impl Writer {
         sink.frame(Output::Built {
             bytes: frame::stored(&last),
             content: last.len(),
+            open: false,
         })?;
         sink.append(&seek::encode(&sink.rows()))?;
-        sink.settle()?;
+        sink.end()?;
         self.pipeline.check()?;
         sink.sync()?;
         Ok(Summary {

@@ -56,7 +56,11 @@ pub fn write(
     options: WriteOptions,
     files: &[(&str, Vec<u8>)],
 ) -> Result<Summary, WriteError> {
-    let mut writer = Writer::new(File::create(path).unwrap(), options)?;
+    fill(Writer::new(File::create(path).unwrap(), options)?, files)
+}
+
+/// Fills an archive as [`write`] does.
+pub fn fill(mut writer: Writer, files: &[(&str, Vec<u8>)]) -> Result<Summary, WriteError> {
     writer.directory("checkpoint")?;
     for (name, content) in files {
         if name.contains("pages") {

@@ -27,7 +27,7 @@ use kybernate_config::{
     request::{ARCHIVE_FILE, CheckpointResult, RESULT_FILE},
 };
 use kybernate_oci::{
-    archive::{Control, Summary, WriteOptions, Writer},
+    archive::{Control, Encryption, Label, Summary, WriteOptions, Writer},
     manifest::{self, Manifest},
     rootfs::Overlay,
 };
@@ -48,7 +48,7 @@ use super::{
     request::Request,
     still::Still,
     stop::{StopReason, millis, watch},
-    workdir::WorkDir,
+    workdir::{WorkDir, is_in_memory},
 };
 use crate::{container::Container, injected::Injected, restore};
 
@@ -90,6 +90,13 @@ pub async fn run(
     let runc_version = container.runc.version().await.unwrap_or_default();
     let criu_version = super::prepare_criu(container, &injected).await?;
 
+    if !request.encrypt_to.is_empty()
+        && !is_in_memory(work.path()).map_err(host("inspect", work.path()))?
+    {
+        return Err(CheckpointError::WorkDir {
+            path: settings.checkpoint.work_dir.clone(),
+        });
+    }
     let partial = Partial::create(&request.directory.join(ARCHIVE_FILE))?;
     let options = WriteOptions {
         level: request.level,
@@ -97,7 +104,16 @@ pub async fn run(
         frame_size: frame_size(request.buffer),
         ..WriteOptions::default()
     };
-    let mut writer = Writer::new(partial.open()?, options)?;
+    let mut writer = match request.encrypt_to.as_slice() {
+        [] => Writer::new(partial.open()?, options)?,
+        recipients => {
+            let encryption = Encryption {
+                recipients: recipients.to_vec(),
+                label: label(container, &spec),
+            };
+            Writer::encrypted(partial.open()?, options, &encryption)?
+        }
+    };
     writer.directory("checkpoint/")?;
     let control = writer.control();
     let _watch = watch(
@@ -219,6 +235,15 @@ pub async fn run(
         pause_ms, requester = request.requester.as_deref().unwrap_or("unknown"), "checkpointed"
     );
     Ok(())
+}
+
+/// What is known of the archive to those who can't read it.
+fn label(container: &Container, spec: &Value) -> Label {
+    Label::of(&Manifest {
+        created: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        container: facts::container(&container.id, &container.namespace, "", spec),
+        ..Manifest::default()
+    })
 }
 
 /// A container that stands still.

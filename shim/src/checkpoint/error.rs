@@ -121,6 +121,25 @@ pub enum CheckpointError {
     /// The archive can't be written.
     #[error(transparent)]
     Archive(#[from] WriteError),
+    /// Plain images where archives are encrypted.
+    #[error(
+        "checkpoint.encrypt_to is set, and plain CRIU images, as containerd asked for of container \
+         {id}, can't be encrypted; take the checkpoint with `kybernate checkpoint`, or through the \
+         CRI hooks, or allow plain ones with checkpoint.plain_unencrypted = true"
+    )]
+    Unencrypted {
+        /// The container.
+        id: String,
+    },
+    /// Small images would be on disk in plain text.
+    #[error(
+        "the archive is to be encrypted, and CRIU's small images would lie in plain text in {path}, \
+         which is not in memory; set checkpoint.work_dir to a directory on tmpfs"
+    )]
+    WorkDir {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Too little space for the dump.
     #[error(
         "{path} has {free} bytes free, the dump needs about {needed}; make room or name another directory"
@@ -221,9 +240,11 @@ impl CheckpointError {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::State { .. } | Self::NoFreezer { .. } | Self::Rootfs { .. } => {
-                Class::FailedPrecondition
-            }
+            Self::State { .. }
+            | Self::NoFreezer { .. }
+            | Self::Rootfs { .. }
+            | Self::Unencrypted { .. }
+            | Self::WorkDir { .. } => Class::FailedPrecondition,
             Self::Request(_) | Self::Settings(_) => Class::InvalidArgument,
             Self::Stopped { .. } => Class::Cancelled,
             Self::Gpu { source, .. } => source.class(),

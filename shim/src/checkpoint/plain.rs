@@ -3,7 +3,8 @@
 //!
 //! containerd unpacks the directory with a reader that knows regular files alone, so it stays
 //! flat. The guarantees are those of the archive: a failed dump leaves the container running
-//! and no file behind.
+//! and no file behind. containerd packs the images itself, so that they can't be encrypted: where
+//! archives are, these are refused.
 
 use std::{
     fs::{self, File},
@@ -40,6 +41,11 @@ pub async fn run(
     settings: &Settings,
     course: &Course,
 ) -> Result<(), CheckpointError> {
+    if !settings.checkpoint.encrypt_to.is_empty() && !settings.checkpoint.plain_unencrypted {
+        return Err(CheckpointError::Unencrypted {
+            id: container.id.clone(),
+        });
+    }
     let (init, freezer) = super::subject(container)?;
     preflight(&task.path, init, 0)?;
     let work = match task.work_path() {

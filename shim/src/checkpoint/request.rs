@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kybernate_age::Recipient;
 use kybernate_config::{
     request::{CheckpointRequest, IncludedFile, REQUEST_FILE, REQUEST_VERSION},
     settings::CheckpointSettings,
@@ -83,6 +84,8 @@ pub struct Request {
     pub deadline: Option<SystemTime>,
     /// Files to add: name and absolute path.
     pub include: Vec<(String, PathBuf)>,
+    /// Who can read the archive; nobody in particular if empty.
+    pub encrypt_to: Vec<Recipient>,
     /// Who asked.
     pub requester: Option<String>,
     file: File,
@@ -157,6 +160,13 @@ impl Request {
                 }
             })
             .collect::<Result<_, _>>()?;
+        // A request adds readers; it can't do without those of the settings.
+        let mut encrypt_to = defaults.encrypt_to.clone();
+        for recipient in request.encrypt_to {
+            if !encrypt_to.contains(&recipient) {
+                encrypt_to.push(recipient);
+            }
+        }
         Ok(Self {
             directory: directory.to_owned(),
             level,
@@ -165,6 +175,7 @@ impl Request {
                 .deadline
                 .map(|s| UNIX_EPOCH + Duration::from_secs(s)),
             include,
+            encrypt_to,
             requester: request.requester,
             file,
         })
@@ -252,6 +263,35 @@ mod tests {
             read(r#"{"version":1}"#).unwrap().unwrap().level,
             Level::Default
         );
+    }
+
+    #[test]
+    fn a_request_adds_readers_and_never_drops_those_of_the_settings() {
+        let new = || {
+            kybernate_age::Identity::generate()
+                .unwrap()
+                .recipient()
+                .clone()
+        };
+        let (node, more) = (new(), new());
+        let settings = CheckpointSettings {
+            encrypt_to: vec![node.clone()],
+            ..CheckpointSettings::default()
+        };
+        for (asked, expected) in [
+            (String::new(), vec![node.clone()]),
+            (r#","encrypt_to":[]"#.into(), vec![node.clone()]),
+            (
+                format!(r#","encrypt_to":["{more}","{node}"]"#),
+                vec![node.clone(), more.clone()],
+            ),
+        ] {
+            let dir = staging(&format!(r#"{{"version":1{asked}}}"#));
+            let request = Request::read(dir.path(), &settings).unwrap().unwrap();
+            assert_eq!(request.encrypt_to, expected, "{asked}");
+        }
+        let error = read(r#"{"version":1,"encrypt_to":["age1x"]}"#).unwrap_err();
+        assert!(error.to_string().contains("age1x"), "{error}");
     }
 
     #[test]

@@ -9,10 +9,13 @@ use std::{
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{FsType, TMPFS_MAGIC, statfs},
 };
 
 use crate::mount::unmount_all;
 
+/// From linux/magic.h.
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
 /// The subdirectory that may be a file system of its own.
 const IMAGES: &str = "images";
 /// The subdirectory for mounts of hooks.
@@ -83,6 +86,12 @@ impl WorkDir {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Whether what is written to the file system of `path` stays in memory.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    let kind = statfs(path)?.filesystem_type();
+    Ok(kind == TMPFS_MAGIC || kind == FsType(RAMFS_MAGIC))
 }
 
 /// Removes a work directory, also one that another process has left.

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use kybernate_age::KeyFileError;
 use kybernate_config::settings::SettingsError;
 use kybernate_oci::{archive::ReadError, rootfs::ApplyError, signature::SignatureError};
 
@@ -111,6 +112,29 @@ pub enum RestoreError {
         disk: PathBuf,
         /// Bytes free there.
         disk_free: u64,
+    },
+    /// No room in memory for what must not be on disk.
+    #[error(
+        "the archive is encrypted and its images need {needed} bytes of memory; {memory} is not in \
+         memory, or has only {memory_free} bytes to spare: set restore.memory_dir or free memory; \
+         restore.decrypt_to_disk = true lets them lie in plain text in restore.disk_dir while the \
+         container is restored"
+    )]
+    Plaintext {
+        /// Bytes needed.
+        needed: u64,
+        /// Directory in memory.
+        memory: PathBuf,
+        /// Bytes it may take.
+        memory_free: u64,
+    },
+    /// The settings' identities can't be had.
+    #[error("{path} is encrypted, and restore.identities are of no use: {source}")]
+    Identity {
+        /// The archive.
+        path: PathBuf,
+        /// Why not.
+        source: KeyFileError,
     },
     /// The file system changes can't be put back.
     #[error("cannot put the container's file system changes back: {source}")]

@@ -21,9 +21,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kybernate_age::{Identity, read_identities};
 use kybernate_config::{Settings, settings::RestoreSettings};
 use kybernate_oci::{
-    archive::Archive,
+    archive::{Archive, ReadError},
     manifest::{Gpu, Mount},
     memory,
     rootfs::{self, tree},
@@ -149,7 +150,14 @@ fn open_archive(path: &Path, settings: &RestoreSettings) -> Result<Archive, Rest
     if !path.is_absolute() {
         return Err(RestoreError::Annotation { value: path.into() });
     }
-    let archive = Archive::open(path).map_err(|source| RestoreError::Archive {
+    // Keys are read only when there is something to open with them.
+    let opened = match Archive::open(path) {
+        Err(ReadError::Encrypted { .. }) if !settings.identities.is_empty() => {
+            Archive::open_with(path, &identities(path, settings)?)
+        }
+        other => other,
+    };
+    let archive = opened.map_err(|source| RestoreError::Archive {
         path: path.into(),
         source,
     })?;
@@ -157,6 +165,19 @@ fn open_archive(path: &Path, settings: &RestoreSettings) -> Result<Archive, Rest
         check_signature(path, archive.manifest_sha256(), &settings.trusted_keys)?;
     }
     Ok(archive)
+}
+
+/// The settings' identities, for the archive at `path`.
+fn identities(path: &Path, settings: &RestoreSettings) -> Result<Vec<Identity>, RestoreError> {
+    let mut identities = Vec::new();
+    for file in &settings.identities {
+        let read = read_identities(file).map_err(|source| RestoreError::Identity {
+            path: path.into(),
+            source,
+        });
+        identities.extend(read?);
+    }
+    Ok(identities)
 }
 
 /// Makes sure that somebody who is trusted has signed an archive. Its digest is that of the file
@@ -290,7 +311,10 @@ impl Prepared {
     ) -> Result<Self, RestoreError> {
         let manifest = archive.manifest();
         record.step("stage")?;
-        let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest), &record)?;
+        let encrypted = archive.envelope().is_some();
+        let place = stage::place(&settings.restore, stage::size(manifest), encrypted)?;
+        let (mut restore, files) =
+            Self::staged(facts, settings, &place, stage::size(manifest), &record)?;
         restore.gpu.clone_from(&manifest.gpu);
         stage::extract(archive, restore.staging.path()).map_err(|source| {
             RestoreError::Archive {
@@ -331,22 +355,23 @@ impl Prepared {
     ) -> Result<Self, RestoreError> {
         let bytes = stage::directory_size(path)?;
         record.step("stage")?;
-        let (restore, files) = Self::staged(facts, settings, bytes, &record)?;
+        let place = stage::place(&settings.restore, bytes, false)?;
+        let (restore, files) = Self::staged(facts, settings, &place, bytes, &record)?;
         stage::copy(path, &restore.images)?;
         remove(&files)?;
         Ok(restore)
     }
 
-    /// Empty directories for `bytes` of images; the second is for what is not CRIU's.
+    /// Empty directories in `parent` for `bytes` of images; the second is for what is not CRIU's.
     fn staged(
         facts: &ContainerFacts,
         settings: &Settings,
+        parent: &Path,
         bytes: u64,
         record: &Noted,
     ) -> Result<(Self, PathBuf), RestoreError> {
-        let parent = stage::place(&settings.restore, bytes)?;
         let make = || {
-            let staging = WorkDir::create(&parent, &facts.namespace, &facts.id)?;
+            let staging = WorkDir::create(parent, &facts.namespace, &facts.id)?;
             let in_memory = parent == settings.restore.memory_dir;
             let images = if in_memory && memory::huge_pages_are_cheap() {
                 staging.images_in_huge_pages(bytes)?
@@ -369,7 +394,7 @@ impl Prepared {
         };
         make().map_err(|source| RestoreError::Host {
             action: "create a directory in",
-            path: parent.clone(),
+            path: parent.into(),
             source,
         })
     }

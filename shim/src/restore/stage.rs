@@ -20,6 +20,7 @@ use nix::sys::statvfs::statvfs;
 use serde_json::Value;
 
 use super::{RestoreError, open as open_file};
+use crate::checkpoint::workdir::is_in_memory;
 
 /// The container's file system changes.
 pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
@@ -54,13 +55,30 @@ pub fn directory_size(path: &Path) -> Result<u64, RestoreError> {
     sum().map_err(host("list", path))
 }
 
-/// Chooses where `bytes` are staged, and makes that directory.
-pub fn place(settings: &RestoreSettings, bytes: u64) -> Result<PathBuf, RestoreError> {
+/// Chooses where `bytes` are staged, and makes that directory. What was `encrypted` is staged in
+/// memory alone, unless the settings say otherwise.
+pub fn place(
+    settings: &RestoreSettings,
+    bytes: u64,
+    encrypted: bool,
+) -> Result<PathBuf, RestoreError> {
     let needed = bytes + SLACK;
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = free(&settings.memory_dir)?.min(available(&meminfo) / MEMORY_SHARE);
-    if needed <= memory {
+    let on_disk = || -> Result<bool, RestoreError> {
+        let in_memory = is_in_memory(&settings.memory_dir);
+        Ok(!in_memory.map_err(host("inspect", &settings.memory_dir))?)
+    };
+    let keep_off_disk = encrypted && !settings.decrypt_to_disk;
+    if needed <= memory && !(keep_off_disk && on_disk()?) {
         return Ok(settings.memory_dir.clone());
+    }
+    if keep_off_disk {
+        return Err(RestoreError::Plaintext {
+            needed,
+            memory: settings.memory_dir.clone(),
+            memory_free: memory,
+        });
     }
     let disk = free(&settings.disk_dir)?;
     if needed <= disk {

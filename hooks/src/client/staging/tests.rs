@@ -8,6 +8,7 @@ fn request() -> CheckpointRequest {
         level: None,
         buffer: None,
         deadline: None,
+        encrypt_to: Vec::new(),
         include: Vec::new(),
         requester: None,
     }

@@ -28,6 +28,8 @@ mod entry;
 mod error;
 mod extract;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod header;
 mod layout;
 mod level;

@@ -139,7 +139,7 @@ pub fn mounts(init: u32) -> Vec<Mount> {
     parse_mounts(&fs::read_to_string(format!("/proc/{init}/mountinfo")).unwrap_or_default())
 }
 
-fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
+pub(super) fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
     mountinfo
         .lines()
         .filter_map(|line| {
@@ -148,12 +148,15 @@ fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
             let mut right = right.split(' ');
             let (kind, device) = (right.next()?, right.next()?);
             // For a bind mount the path inside the file system says more than the device.
-            let source = if left[3] == "/" { device } else { left[3] };
+            let [_, _, _, root, destination, options, ..] = left[..] else {
+                return None;
+            };
+            let source = if root == "/" { device } else { root };
             Some(Mount {
-                destination: (*left.get(4)?).into(),
+                destination: destination.into(),
                 kind: kind.into(),
                 source: source.into(),
-                read_only: left.get(5)?.split(',').any(|option| option == "ro"),
+                read_only: options.split(',').any(|option| option == "ro"),
             })
         })
         .collect()

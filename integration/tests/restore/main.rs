@@ -1,5 +1,6 @@
 //! Restores from an archive, by the annotation on an ordinary CRI container.
 
+mod hostile;
 mod lives_on;
 mod refused;
 mod rounds;
@@ -55,6 +56,26 @@ fn main() -> ExitCode {
         .when(can_checkpoint)
         .alone()
         .case("criu_fails", refused::criu_fails)
+        .handlers(KYBERNATE)
+        .alone()
+        .case(
+            "cve_2026_53492_records_grant_nothing",
+            hostile::cve_2026_53492_records_grant_nothing,
+        )
+        .handlers(KYBERNATE)
+        .case(
+            "cve_2026_50195_images_stay",
+            hostile::cve_2026_50195_images_stay,
+        )
+        .handlers(KYBERNATE)
+        .case(
+            "cve_2026_53489_files_of_the_host_stay",
+            hostile::cve_2026_53489_files_of_the_host_stay,
+        )
+        .handlers(KYBERNATE)
+        .limit(LONG)
+        .alone()
+        .case("bombs_meet_their_bounds", hostile::bombs_meet_their_bounds)
         .handlers(KYBERNATE)
         .alone()
         .case("only_what_is_signed", signed::only_what_is_signed)

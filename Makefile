@@ -27,7 +27,7 @@ if [ "$${#missing[@]}" -gt 0 ]; then \
 fi
 endef
 
-.PHONY: help deps tools build check test unit e2e faults demo bench lab dist clean
+.PHONY: help deps tools build check test unit e2e faults fuzz demo bench lab dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ check: ## Formatting, lints, documentation and shell scripts
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy --workspace --all-targets --features kybernate-hooks/otel -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
-	if command -v shellcheck >/dev/null; then shellcheck integration/lab/*.sh configs/install_shim.sh configs/package/*.sh configs/package/debian/p* .ci/run; else echo "shellcheck is not installed: scripts not checked"; fi
+	if command -v shellcheck >/dev/null; then shellcheck integration/lab/*.sh configs/install_shim.sh configs/package/*.sh configs/package/debian/p* fuzz/*.sh .ci/run; else echo "shellcheck is not installed: scripts not checked"; fi
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
 
 test: unit e2e ## All tests: unit, and end to end on both Debian labs
@@ -68,6 +68,10 @@ e2e: deps ## End-to-end suites in labs, as root; ARGS='-- trixie/runc' runs a pa
 faults: deps ## The whole matrix of faults, as root; prints its table
 	cargo build --workspace --bins
 	KYBERNATE_FAULTS=all cargo test -p kybernate-integration --test faults $(AS_ROOT) -- $(ARGS)
+
+SECONDS ?= 60
+fuzz: deps ## Fuzz all parsers for SECONDS=60 each, or TARGETS='archive mux'; installs cargo-fuzz
+	fuzz/run.sh $(SECONDS) $(TARGETS)
 
 demo: build ## Checkpoint a container, delete it, and see it go on
 	$(ROOT) target/release/kybernate-demo

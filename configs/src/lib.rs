@@ -2,6 +2,9 @@
 //! travels from a checkpoint client to the shim.
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod layers;
 pub mod names;
 pub mod profile;

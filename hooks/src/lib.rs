@@ -12,6 +12,9 @@ pub mod connect;
 pub mod containerd;
 pub mod cri;
 pub mod daemon;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod intercept;
 pub mod observe;
 pub mod proxy;

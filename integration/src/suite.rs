@@ -109,6 +109,7 @@ pub struct Suite {
     name: &'static str,
     cases: Vec<Definition>,
     images: Vec<&'static str>,
+    debug: bool,
 }
 
 impl std::fmt::Debug for Suite {
@@ -126,7 +127,14 @@ impl Suite {
             name,
             cases: Vec::new(),
             images: vec![catalog::PAUSE, catalog::TOOLS],
+            debug: false,
         }
+    }
+
+    /// Has containerd and the shims log all they can.
+    pub fn debug_logs(mut self) -> Self {
+        self.debug = true;
+        self
     }
 
     /// Imports one more image into the suite's labs.
@@ -198,7 +206,7 @@ impl Suite {
                 return ExitCode::FAILURE;
             }
         };
-        let stage = Arc::new(Stage::new(self.name, self.images));
+        let stage = Arc::new(Stage::new(self.name, self.images, self.debug));
         let mut trials = Vec::new();
         // Neighbours are in different labs, so that cases that run alone there run beside others.
         for handler in Handler::REGISTERED {
@@ -268,6 +276,7 @@ fn must_run() -> bool {
 struct Stage {
     name: &'static str,
     images: Vec<&'static str>,
+    debug: bool,
     labs: AsyncMutex<HashMap<Distro, Result<Arc<Lab>, String>>>,
     quiet: HashMap<Distro, RwLock<()>>,
     failed: AtomicBool,
@@ -275,10 +284,11 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(name: &'static str, images: Vec<&'static str>) -> Self {
+    fn new(name: &'static str, images: Vec<&'static str>, debug: bool) -> Self {
         Self {
             name,
             images,
+            debug,
             labs: AsyncMutex::default(),
             quiet: Distro::ALL
                 .into_iter()
@@ -297,7 +307,7 @@ impl Stage {
         if let Some(started) = labs.get(&distro) {
             return started.clone().map_err(|e| anyhow!(e));
         }
-        let options = LabOptions {
+        let mut options = LabOptions {
             images: self.images.clone(),
             keep_log: Some(
                 roots::lab_dir()?
@@ -306,6 +316,9 @@ impl Stage {
             ),
             ..LabOptions::default()
         };
+        if self.debug {
+            options.log_level = "debug".into();
+        }
         let started = Lab::start(distro, options).await;
         let kept = match &started {
             Ok(lab) => Ok(lab.clone()),

@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod archive;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod manifest;
 pub mod memory;
 pub mod rootfs;

@@ -151,6 +151,8 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests {
     use ed25519_compact::Seed;

@@ -22,6 +22,9 @@ pub mod daemon;
 pub mod delete;
 pub mod events;
 pub mod fault;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gpu;
 pub mod info;
 pub mod injected;

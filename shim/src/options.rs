@@ -185,7 +185,7 @@ impl Options {
 }
 
 /// `config_path` and `config_body` of a `runtimeoptions.v1.Options`.
-fn parse_toml_options(value: &[u8]) -> protobuf::Result<(String, String)> {
+pub(crate) fn parse_toml_options(value: &[u8]) -> protobuf::Result<(String, String)> {
     const CONFIG_PATH: u32 = 2 << 3 | 2;
     const CONFIG_BODY: u32 = 3 << 3 | 2;
     let (mut path, mut body) = (String::new(), String::new());

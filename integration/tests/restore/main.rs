@@ -1,6 +1,7 @@
 //! Restores from an archive, by the annotation on an ordinary CRI container.
 
 mod encrypted;
+mod hostile;
 mod injected;
 mod lives_on;
 mod refused;
@@ -63,6 +64,26 @@ fn main() -> ExitCode {
         .handlers(&[Handler::KybernateHooked])
         .alone()
         .limit(LONG)
+        .case(
+            "cve_2026_53492_records_grant_nothing",
+            hostile::cve_2026_53492_records_grant_nothing,
+        )
+        .handlers(KYBERNATE)
+        .case(
+            "cve_2026_50195_images_stay",
+            hostile::cve_2026_50195_images_stay,
+        )
+        .handlers(KYBERNATE)
+        .case(
+            "cve_2026_53489_files_of_the_host_stay",
+            hostile::cve_2026_53489_files_of_the_host_stay,
+        )
+        .handlers(KYBERNATE)
+        .limit(LONG)
+        .alone()
+        .case("bombs_meet_their_bounds", hostile::bombs_meet_their_bounds)
+        .handlers(KYBERNATE)
+        .alone()
         .case("only_what_is_signed", signed::only_what_is_signed)
         .handlers(KYBERNATE)
         .alone()

@@ -14,7 +14,7 @@ use crate::rounds::archived;
 
 /// Tries to restore, wants it to fail before the program could run, and returns the message.
 /// Nothing but the CRI's own record of the container may be left, and that can be removed.
-async fn refused(cx: &Case, pod: &Pod, work: &Workload, from: &str) -> Result<String> {
+pub async fn refused(cx: &Case, pod: &Pod, work: &Workload, from: &str) -> Result<String> {
     let node = Node::look(&cx.lab)?;
     let builder = work
         .container(pod)
@@ -37,7 +37,7 @@ async fn refused(cx: &Case, pod: &Pod, work: &Workload, from: &str) -> Result<St
     Ok(format!("{error:#}"))
 }
 
-fn says(message: &str, words: &[&str]) -> Result<()> {
+pub fn says(message: &str, words: &[&str]) -> Result<()> {
     for word in words {
         ensure!(
             message.contains(word),
@@ -84,6 +84,16 @@ pub async fn damaged_archive(cx: Case) -> Result<()> {
     Ok(())
 }
 
+/// How archives of the tests are written.
+pub fn options() -> WriteOptions {
+    WriteOptions {
+        level: Level::Fast,
+        buffer: 64 << 20,
+        workers: 1,
+        frame_size: 4 << 20,
+    }
+}
+
 /// A complete archive whose manifest says what the test wants.
 fn write_archive(to: &Archive, change: impl FnOnce(&mut Manifest)) -> Result<()> {
     let file = fs::File::options()
@@ -91,13 +101,7 @@ fn write_archive(to: &Archive, change: impl FnOnce(&mut Manifest)) -> Result<()>
         .write(true)
         .create_new(true)
         .open(to.file())?;
-    let options = WriteOptions {
-        level: Level::Fast,
-        buffer: 64 << 20,
-        workers: 1,
-        frame_size: 4 << 20,
-    };
-    let mut writer = Writer::new(file, options)?;
+    let mut writer = Writer::new(file, options())?;
     writer.directory("checkpoint/")?;
     let content = b"no image of CRIU";
     writer.file(

@@ -32,6 +32,8 @@ mod entry;
 mod error;
 mod extract;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod header;
 mod label;
 mod layout;

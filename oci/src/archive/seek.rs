@@ -15,8 +15,9 @@ pub(super) const HEAD: usize = 8;
 pub(super) const ROW: usize = 12;
 /// Bytes of the footer.
 pub(super) const FOOT: usize = 9;
-/// Most frames that fit the skippable frame's size field.
-pub(super) const ROWS_MAX: usize = (u32::MAX as usize - FOOT) / ROW;
+/// Most frames: 64 TiB in frames of 4 MiB. The size field has room for more, and a file with holes
+/// could claim that many without having them.
+pub(super) const ROWS_MAX: usize = 1 << 24;
 
 /// One frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

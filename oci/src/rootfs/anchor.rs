@@ -93,29 +93,27 @@ impl Anchor {
         })
     }
 
-    /// The same as [`Anchor::place`], making the directories on the way that are missing.
-    pub(super) fn place_new(&self, path: &Path) -> Result<Place, Errno> {
-        match self.place(path) {
-            Err(Errno::ENOENT) => {}
-            found => return found,
-        }
-        let parent = path.parent().unwrap_or(Path::new(""));
-        let above: Vec<_> = parent
-            .ancestors()
-            .filter(|dir| !dir.as_os_str().is_empty())
-            .collect();
-        for dir in above.into_iter().rev() {
-            let place = self.place(dir)?;
-            match mkdirat(
-                &place.dir,
-                place.name.as_os_str(),
-                Mode::from_bits_truncate(0o755),
-            ) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno),
+    /// The same as [`Anchor::place`], making the directories on the way that are missing. There
+    /// may be `room` of them, which is less afterwards; `EDQUOT` when there are more.
+    pub(super) fn place_new(&self, path: &Path, room: &mut u64) -> Result<Place, Errno> {
+        let name = path.file_name().ok_or(Errno::EINVAL)?.to_owned();
+        let mut missing = Vec::new();
+        let mut above = path.parent().unwrap_or(Path::new(""));
+        let mut dir = loop {
+            match (self.directory(above), above.file_name()) {
+                (Err(Errno::ENOENT), Some(name)) => missing.push(name),
+                (found, _) => break found?,
             }
+            above = above.parent().unwrap_or(Path::new(""));
+        };
+        for name in missing.into_iter().rev() {
+            *room = room.checked_sub(1).ok_or(Errno::EDQUOT)?;
+            mkdirat(&dir, name, Mode::from_bits_truncate(0o755))?;
+            let strict = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+            dir = Self(dir).open(Path::new(name), flags, strict)?;
         }
-        self.place(path)
+        Ok(Place { dir, name })
     }
 
     fn directory(&self, path: &Path) -> Result<OwnedFd, Errno> {

@@ -30,7 +30,7 @@ const PIECE: usize = 4096;
 /// What a tar may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most members, and most deletions.
+    /// Most members, most directories that stand in no member but above one, and most deletions.
     pub entries: u64,
     /// Most bytes of content and extension headers, holes included.
     pub bytes: u64,
@@ -146,7 +146,8 @@ pub fn apply(
     }
     let mut target = Target {
         root: Anchor::at(rootfs)?,
-        devices: limits.devices,
+        limits: *limits,
+        room: limits.entries,
         applied: Applied::default(),
         buffer: vec![0; 1 << 20],
     };
@@ -173,19 +174,31 @@ pub fn apply(
 
 struct Target {
     root: Anchor,
-    devices: Devices,
+    limits: Limits,
+    /// How many directories above members may still be made.
+    room: u64,
     applied: Applied,
     buffer: Vec<u8>,
 }
 
 impl Target {
+    /// Where an entry goes. Directories above it that are missing are made.
+    fn place_new(&mut self, path: &Path, action: &'static str) -> Result<Place, ApplyError> {
+        match self.root.place_new(path, &mut self.room) {
+            Err(Errno::EDQUOT) if self.room == 0 => Err(ApplyError::Tar(TarError::TooMany {
+                limit: self.limits.entries,
+            })),
+            found => Ok(found.map_err(|errno| PathError::new(action, path, errno))?),
+        }
+    }
+
     /// Makes sure that a directory is there. Its metadata waits.
     fn directory(&mut self, path: &Path) -> Result<(), ApplyError> {
         if path.as_os_str().is_empty() {
             return Ok(());
         }
         let failed = |errno| PathError::new("make directory", path, errno);
-        let place = self.root.place_new(path).map_err(failed)?;
+        let place = self.place_new(path, "make directory")?;
         match place.stat().map_err(failed)? {
             Some(stat) if kind(&stat) == SFlag::S_IFDIR => return Ok(()),
             Some(_) => drop(place.remove().map_err(failed)?),
@@ -204,7 +217,7 @@ impl Target {
         let path = &member.path;
         if let Kind::Char(major, minor) | Kind::Block(major, minor) = member.kind {
             // 0:0 is overlayfs's whiteout, which a container can't make either.
-            if self.devices == Devices::Refuse || (major, minor) == (0, 0) {
+            if self.limits.devices == Devices::Refuse || (major, minor) == (0, 0) {
                 return Err(ApplyError::Device {
                     path: path.clone(),
                     major,
@@ -213,7 +226,7 @@ impl Target {
             }
         }
         let failed = |action| move |errno: Errno| PathError::new(action, path, errno);
-        let place = self.root.place_new(path).map_err(failed("make"))?;
+        let place = self.place_new(path, "make")?;
         let name = place.name.as_os_str();
         // The other name is looked up before this one makes way: they may be the same.
         let other = match &member.kind {

@@ -62,8 +62,11 @@ pub enum TarError {
         /// Its type byte.
         kind: char,
     },
-    /// More members than allowed.
-    #[error("the tar holds more than {limit} members: raise the limit if that is right")]
+    /// More members than allowed, or more directories that only their names mention.
+    #[error(
+        "the tar holds more than {limit} members or directories above them: raise the limit if \
+         that is right"
+    )]
     TooMany {
         /// [`Limits::entries`].
         limit: u64,

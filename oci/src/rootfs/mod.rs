@@ -26,6 +26,8 @@ mod apply;
 mod decode;
 mod diff;
 mod encode;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod index;
 mod lower;
 mod member;

@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 /// A tar written by hand, so that any name can stand in it.
 #[derive(Default)]
-struct Tar(Vec<u8>);
+pub struct Tar(pub Vec<u8>);
 
 impl Tar {
-    fn header(kind: EntryType, name: &[u8], target: &[u8], size: u64) -> Header {
+    pub fn header(kind: EntryType, name: &[u8], target: &[u8], size: u64) -> Header {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..name.len()].copy_from_slice(name);
         header.as_old_mut().linkname[..target.len()].copy_from_slice(target);
@@ -31,7 +31,7 @@ impl Tar {
         header
     }
 
-    fn add(mut self, kind: EntryType, name: &str, target: &str, content: &[u8]) -> Self {
+    pub fn add(mut self, kind: EntryType, name: &str, target: &str, content: &[u8]) -> Self {
         let size = content.len() as u64;
         let header = Self::header(kind, name.as_bytes(), target.as_bytes(), size);
         self.0.extend(header.as_bytes());
@@ -40,35 +40,35 @@ impl Tar {
         self
     }
 
-    fn file(self, name: &str) -> Self {
+    pub fn file(self, name: &str) -> Self {
         self.add(EntryType::Regular, name, "", b"hostile")
     }
 
-    fn symlink(self, name: &str, target: &str) -> Self {
+    pub fn symlink(self, name: &str, target: &str) -> Self {
         self.add(EntryType::Symlink, name, target, b"")
     }
 
-    fn link(self, name: &str, target: &str) -> Self {
+    pub fn link(self, name: &str, target: &str) -> Self {
         self.add(EntryType::Link, name, target, b"")
     }
 
-    fn directory(self, name: &str) -> Self {
+    pub fn directory(self, name: &str) -> Self {
         self.add(EntryType::Directory, name, "", b"")
     }
 
-    fn end(mut self) -> Vec<u8> {
+    pub fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
 /// A root beside something precious.
-struct Scene {
-    dir: TempDir,
+pub struct Scene {
+    pub dir: TempDir,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("root/etc")).unwrap();
         fs::create_dir_all(dir.path().join("outside/dir")).unwrap();
@@ -77,15 +77,15 @@ impl Scene {
         Self { dir }
     }
 
-    fn root(&self) -> std::path::PathBuf {
+    pub fn root(&self) -> std::path::PathBuf {
         self.dir.path().join("root")
     }
 
-    fn outside(&self) -> String {
+    pub fn outside(&self) -> String {
         self.dir.path().join("outside").to_str().unwrap().to_owned()
     }
 
-    fn apply(&self, tar: Tar, deleted: &[&str]) -> Result<Applied, ApplyError> {
+    pub fn apply(&self, tar: Tar, deleted: &[&str]) -> Result<Applied, ApplyError> {
         let deleted: Vec<_> = deleted.iter().map(|path| (*path).to_owned()).collect();
         let applied = apply(&self.root(), &tar.end()[..], &deleted, &Limits::default());
         self.check();
@@ -94,7 +94,7 @@ impl Scene {
 
     /// Whether what is outside is as it was.
     #[track_caller]
-    fn check(&self) {
+    pub fn check(&self) {
         let mut found = Vec::new();
         for dir in ["outside", "outside/dir"] {
             for entry in fs::read_dir(self.dir.path().join(dir)).unwrap() {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod changes;
+mod confined;
 mod exact;
 mod hostile;
 mod lab;

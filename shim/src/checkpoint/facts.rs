@@ -141,7 +141,7 @@ pub fn mounts(init: u32, injected: &[Injected]) -> Vec<Mount> {
     list_mounts(&table, injected)
 }
 
-fn list_mounts(mountinfo: &str, injected: &[Injected]) -> Vec<Mount> {
+pub(super) fn list_mounts(mountinfo: &str, injected: &[Injected]) -> Vec<Mount> {
     let is_injected = |point| injected.iter().any(|mount| mount.destination() == point);
     table::entries(mountinfo)
         .map(|entry| Mount {

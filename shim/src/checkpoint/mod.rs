@@ -18,6 +18,8 @@ mod error;
 mod facts;
 mod files;
 mod freezer;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod page_server;
 mod peer;
 mod phases;

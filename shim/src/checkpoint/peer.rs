@@ -28,7 +28,7 @@ pub fn belongs_to(from: SocketAddr, to: SocketAddr, ancestor: u32) -> bool {
 
 /// Finds the inode of the socket `local` that is connected to `remote` in the text of
 /// `/proc/net/tcp` (IPv4).
-fn inode_of(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+pub(super) fn inode_of(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     let (local, remote) = (hex(local)?, hex(remote)?);
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_ascii_whitespace();

@@ -7,8 +7,9 @@
 //! archives are, these are refused.
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -27,7 +28,7 @@ use super::{
     still::Still,
     stop::StopReason,
 };
-use crate::{container::Container, spec::SpecFacts};
+use crate::{container::Container, journal::Filled, spec::SpecFacts};
 
 /// Bytes that are gathered before a write.
 const BUFFER: usize = 1 << 20;
@@ -52,7 +53,9 @@ pub async fn run(
         Some(path) => path.to_owned(),
         None => {
             let path = container.bundle.join(WORK);
-            fs::create_dir_all(&path).map_err(host("create", &path))?;
+            let mut private = DirBuilder::new();
+            let made = private.recursive(true).mode(0o700).create(&path);
+            made.map_err(host("create", &path))?;
             path
         }
     };
@@ -66,6 +69,7 @@ pub async fn run(
     let injected = super::injected(container, init, &spec)?;
     super::prepare_criu(container, &injected).await?;
     let images = Directory(task.path.clone());
+    let before = Filled::note(&task.path).map_err(host("list", &task.path))?;
     let _killed = course
         .stop
         .follow(container.killed().clone(), StopReason::Killed);
@@ -92,9 +96,12 @@ pub async fn run(
         Err(error) => Err(still.go_on_after(error).await),
     }?;
     course.enter("sync").await?;
+    make_private(&before).map_err(host("make private the files in", &task.path))?;
     for (name, content) in &received.pagemaps {
         let path = task.path.join(name);
-        fs::write(&path, content).map_err(host("write", &path))?;
+        create(&path)
+            .and_then(|mut file| file.write_all(content))
+            .map_err(host("write", &path))?;
     }
     if task.work_path().is_none() {
         hand_to_containerd(container, &plan.work);
@@ -164,12 +171,37 @@ fn host<'a>(
     }
 }
 
+/// Takes everybody's right to read from what CRIU has written: registers, maps, names. Pages never
+/// had it.
+fn make_private(before: &Filled) -> io::Result<()> {
+    for entry in fs::read_dir(&before.directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && !before.before.contains(&entry.file_name()) {
+            let file = OpenOptions::new()
+                .read(true)
+                .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+                .open(entry.path())?;
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+/// A new file that is for root alone, whatever its directory is: it holds a container's memory.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// Page images as files of one directory.
 struct Directory(PathBuf);
 
 impl PageImages for Directory {
     fn pages(&mut self, name: &str) -> io::Result<Box<dyn Pages + '_>> {
-        let file = File::create_new(self.0.join(name))?;
+        let file = create(&self.0.join(name))?;
         Ok(Box::new(FilePages {
             file,
             buffer: vec![0; BUFFER],
@@ -232,7 +264,29 @@ mod tests {
             images.pages("pages-1.img").is_err(),
             "an image is never overwritten"
         );
-        assert_eq!(fs::read(dir.path().join("pages-1.img")).unwrap(), content);
+        let path = dir.path().join("pages-1.img");
+        assert_eq!(fs::read(&path).unwrap(), content);
+        let mode = fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn what_came_is_private_and_what_was_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let open = Permissions::from_mode(0o644);
+        let write = |name: &str| {
+            fs::write(path(name), "").unwrap();
+            fs::set_permissions(path(name), open.clone()).unwrap();
+        };
+        write("mine");
+        let before = Filled::note(dir.path()).unwrap();
+        write("core-1.img");
+        std::os::unix::fs::symlink("mine", path("link")).unwrap();
+        make_private(&before).unwrap();
+        let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode();
+        assert_eq!(mode("mine") & 0o777, 0o644);
+        assert_eq!(mode("core-1.img") & 0o777, 0o600);
     }
 
     #[test]

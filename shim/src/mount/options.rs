@@ -80,10 +80,11 @@ impl MountOptions {
             .find(|option| option.starts_with("lowerdir="))?;
         let layers: Vec<&str> = lower["lowerdir=".len()..].split(':').collect();
         let base = common_directory(&layers)?;
-        let relative: Vec<&str> = layers
+        // By components: the same directory may be written in several ways.
+        let relative = layers
             .iter()
-            .map(|layer| layer[base.len()..].trim_start_matches('/'))
-            .collect();
+            .map(|layer| Path::new(layer).strip_prefix(base).ok()?.to_str())
+            .collect::<Option<Vec<&str>>>()?;
         let (base, relative) = (
             PathBuf::from(base),
             format!("lowerdir={}", relative.join(":")),
@@ -182,6 +183,14 @@ mod tests {
         let base = options.make_layers_relative();
         assert_eq!(base.as_deref(), Some(Path::new("/s/snap")));
         assert_eq!(options.data, ["upperdir=/u", "lowerdir=12/fs:1/fs:1"]);
+    }
+
+    #[test]
+    fn a_directory_may_be_written_in_several_ways() {
+        let mut options = parse(&["lowerdir=/s//////////snap/1:/s/snap/2:/s/./snap/3/"]);
+        let base = options.make_layers_relative();
+        assert_eq!(base.as_deref(), Some(Path::new("/s/snap")));
+        assert_eq!(options.data, ["lowerdir=1:2:3"]);
     }
 
     #[test]

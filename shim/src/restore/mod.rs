@@ -58,6 +58,18 @@ pub enum Source {
     Images(PathBuf),
 }
 
+impl Source {
+    /// Refuses what can't be signed where a signature is required.
+    fn admit(&self, settings: &RestoreSettings) -> Result<(), RestoreError> {
+        match self {
+            Self::Images(path) if settings.require_signature => {
+                Err(RestoreError::Unsigned { path: path.clone() })
+            }
+            Self::Images(_) | Self::Archive(_) => Ok(()),
+        }
+    }
+}
+
 /// Images that are staged and wait for `Start`. Dropping it removes them.
 #[derive(Debug)]
 pub struct Prepared {
@@ -75,11 +87,9 @@ pub struct Prepared {
 /// root of the container that is being created.
 pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
+    source.admit(&settings.restore)?;
     let criu = criu::Version::text(&facts.runc).await;
     let path = match source {
-        Source::Images(path) if settings.restore.require_signature => {
-            return Err(RestoreError::Unsigned { path });
-        }
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
             let injected = rehearse(facts, None, &record).await?;
@@ -418,5 +428,24 @@ fn open(path: &Path) -> Result<Option<File>, RestoreError> {
             path: path.into(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_images_are_refused_where_a_signature_is_required() {
+        let images = Source::Images("/i".into());
+        let archive = Source::Archive("/a".into());
+        let mut settings = RestoreSettings::default();
+        assert!(images.admit(&settings).is_ok());
+        settings.require_signature = true;
+        let error = images.admit(&settings).unwrap_err();
+        assert!(matches!(&error, RestoreError::Unsigned { path } if path == Path::new("/i")));
+        assert!(error.to_string().contains("/i"), "{error}");
+        // Whose signature is looked at when it is open.
+        assert!(archive.admit(&settings).is_ok());
     }
 }

@@ -4,8 +4,10 @@
 //! the available memory holds them, since the restored processes need the same again.
 
 use std::{
-    fs::{self, File},
+    fmt,
+    fs::{self, DirBuilder, File},
     io::{self, Read},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
@@ -17,6 +19,10 @@ use kybernate_oci::{
     rootfs::{Devices, Limits},
 };
 use nix::sys::statvfs::statvfs;
+use serde::{
+    Deserializer as _,
+    de::{self, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::{RestoreError, open as open_file};
@@ -132,7 +138,38 @@ pub fn deleted(files: &Path) -> Result<Vec<String>, RestoreError> {
     file.take(MAX_DELETED)
         .read_to_end(&mut text)
         .map_err(host("read", &path))?;
-    serde_json::from_slice(&text).map_err(RestoreError::Deleted)
+    let most = usize::try_from(Limits::default().entries).unwrap_or(usize::MAX);
+    paths(&text, most).map_err(RestoreError::Deleted)
+}
+
+/// A JSON array of at most `most` strings. Without the bound a list of empty ones would take many
+/// times its own length in memory before anybody counted them.
+fn paths(text: &[u8], most: usize) -> serde_json::Result<Vec<String>> {
+    struct Paths(usize);
+
+    impl<'de> Visitor<'de> for Paths {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {} paths", self.0)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
+            let mut paths = Vec::new();
+            while let Some(path) = list.next_element()? {
+                if paths.len() == self.0 {
+                    return Err(de::Error::invalid_length(paths.len() + 1, &self));
+                }
+                paths.push(path);
+            }
+            Ok(paths)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let paths = json.deserialize_seq(Paths(most))?;
+    json.end()?;
+    Ok(paths)
 }
 
 /// Bounds on what is put into the container's root: the archive's own declaration, and device
@@ -158,9 +195,14 @@ fn is_staged(name: &str) -> bool {
     name.starts_with(IMAGES) || [ROOTFS_DIFF, DELETED, DEVSHM].contains(&name)
 }
 
-/// Free bytes of the file system that `path` is on or, where it does not exist yet, will be.
+/// Free bytes of the file system that `path` is on or, where it does not exist yet, will be. What
+/// is missing of it is made for the shim alone.
 fn free(path: &Path) -> Result<u64, RestoreError> {
-    fs::create_dir_all(path).map_err(host("create", path))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(host("create", path))?;
     let stat = statvfs(path).map_err(|e| host("inspect", path)(e.into()))?;
     Ok(stat.blocks_available() * stat.fragment_size())
 }
@@ -179,5 +221,33 @@ fn host<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Resto
         action,
         path: path.into(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_paths_is_bounded_while_it_is_read() {
+        assert_eq!(paths(br#"["/a","/b"]"#, 2).unwrap(), ["/a", "/b"]);
+        assert!(paths(b"[]", 0).unwrap().is_empty());
+        let error = paths(br#"["","",""]"#, 2).unwrap_err().to_string();
+        assert!(error.contains("at most 2 paths"), "{error}");
+        for wrong in ["", "{}", "[1]", "[\"a\"", "[] []", "\"a\""] {
+            assert!(paths(wrong.as_bytes(), 9).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn places_that_are_made_are_for_the_shim_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("kybernate/restore");
+        free(&place).unwrap();
+        for made in [&place, place.parent().unwrap()] {
+            let mode = fs::metadata(made).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o700, "{}", made.display());
+        }
     }
 }

@@ -30,6 +30,19 @@ mod archive;
 mod connection;
 mod protocol;
 
+/// A line is a request of the protocol, or none.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_line(line: &[u8]) {
+    if let Ok(request) = protocol::parse(line) {
+        let plain = format!("{request:?}").to_lowercase();
+        let name = plain.trim_end_matches(" {}").trim_end_matches("{}").trim();
+        assert_eq!(
+            protocol::parse(format!("{{\"op\":\"{name}\"}}").as_bytes()).ok(),
+            Some(request)
+        );
+    }
+}
+
 use std::{
     collections::HashMap,
     fs, io,

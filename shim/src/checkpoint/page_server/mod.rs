@@ -7,6 +7,8 @@
 //!
 //! [`session`] speaks the protocol, [`socket`] reads it from CRIU, [`line`] cancels.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod line;
 mod session;
 mod socket;
@@ -164,6 +166,8 @@ impl PageServer {
                     }
                     tracing::warn!(%from, "a stranger connected to the page server; closed");
                 }
+                // Somebody came and went again before anybody looked.
+                Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if start.elapsed() > CONNECT_TIMEOUT {
                         return Err(PageServerError::NoConnection);

@@ -1,0 +1,2 @@
+#![no_main]
+kybernate_fuzz::target!(kybernate_oci, "archive");

@@ -157,10 +157,14 @@ impl Journal {
         self.lock().step.clone()
     }
 
-    /// Everything is as it should be: there is nothing to undo any more.
+    /// Everything is as it should be: there is nothing to undo any more. The guardian ends, too,
+    /// also if this lives on. May be called again.
     pub fn end(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a record");
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove a record");
+            }
+            _ => drop(self.file.unlock()),
         }
     }
 

@@ -31,6 +31,7 @@ use kybernate_oci::{
 
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 pub use self::error::RestoreError;
 use self::noted::Noted;
@@ -70,8 +71,12 @@ pub struct Prepared {
 }
 
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
-/// root of the container that is being created.
-pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
+/// root of the container that is being created. Undone once `gone` says that nobody waits for it.
+pub async fn prepare(
+    source: Source,
+    facts: &ContainerFacts,
+    gone: &CancellationToken,
+) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
     let criu = criu::Version::text(&facts.runc).await;
     let path = match source {
@@ -80,8 +85,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
         }
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
-            let facts = facts.clone();
-            return blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await;
+            let (facts, noted) = (facts.clone(), record.clone());
+            let stage = move || Prepared::from_images(&path, &facts, &settings, noted);
+            return record.blocking(gone, stage).await;
         }
         Source::Archive(path) => path,
     };
@@ -95,8 +101,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
         wake(gpu, facts, &settings).await?.release().await?;
     }
     let record = Noted::begin(facts, &settings).await?;
-    let facts = facts.clone();
-    blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record)).await
+    let (facts, noted) = (facts.clone(), record.clone());
+    let stage = move || Prepared::from_archive(&path, &archive, &facts, &settings, noted);
+    record.blocking(gone, stage).await
 }
 
 /// Makes sure that this node's GPUs can take over what the archive's held.
@@ -162,13 +169,19 @@ fn check_signature(path: &Path, digest: &str, keys: &[PathBuf]) -> Result<(), Re
 
 /// Brings the processes back. On return they run and runc knows them; the staged images are
 /// gone. GPU state, if there is any, is still in host memory: [`Wake::wake`] is the next step.
+/// Once `gone` says that nobody waits for it, all of it is undone.
 pub async fn start(
     prepared: Prepared,
     facts: &ContainerFacts,
     stdio: &mut Stdio,
     pid_file: &Path,
+    gone: &CancellationToken,
 ) -> Result<Option<Wake>, RestoreError> {
-    let started = start_processes(&prepared, facts, stdio, pid_file).await;
+    let started = tokio::select! {
+        biased;
+        () = gone.cancelled() => Err(RestoreError::Stopped),
+        started = start_processes(&prepared, facts, stdio, pid_file) => started,
+    };
     if started.is_err() {
         prepared.record.undo().await;
     }
@@ -275,7 +288,7 @@ impl Prepared {
         record.step("stage")?;
         let (mut restore, files) = Self::staged(facts, settings, stage::size(manifest), &record)?;
         restore.gpu.clone_from(&manifest.gpu);
-        stage::extract(archive, restore.staging.path()).map_err(|source| {
+        stage::extract(archive, restore.staging.path(), record.halted()).map_err(|source| {
             RestoreError::Archive {
                 path: path.into(),
                 source,

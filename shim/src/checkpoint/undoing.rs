@@ -66,6 +66,8 @@ pub fn intent(
         gpu: settings.gpu.clone(),
         remove,
         fills,
+        cgroups: Vec::new(),
+        runc: None,
     })
 }
 

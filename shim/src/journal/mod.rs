@@ -18,6 +18,7 @@
 //! - `repair`, which `kybernate doctor --repair` runs.
 
 pub mod guardian;
+pub mod made;
 mod record;
 mod strays;
 mod undo;
@@ -42,7 +43,7 @@ use crate::reaper::Reaper;
 pub(crate) use self::undo::helper;
 pub use self::{
     record::{FIRST_STEP, Filled, Intent, Note, Operation, Paused, Record, VERSION},
-    strays::Strays,
+    strays::{MARK, Strays, mark},
     undo::{By, undo},
 };
 

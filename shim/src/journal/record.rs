@@ -45,6 +45,12 @@ pub struct Intent {
     pub remove: Vec<PathBuf>,
     /// A directory of somebody else's in which files grow.
     pub fills: Option<Filled>,
+    /// Cgroups that exist for the operation alone until it has ended well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<PathBuf>,
+    /// runc's directory of a container that runc may not know of in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runc: Option<PathBuf>,
 }
 
 /// What is done.
@@ -199,6 +205,8 @@ pub(super) mod tests {
             gpu: GpuSettings::default(),
             remove: Vec::new(),
             fills: None,
+            cgroups: Vec::new(),
+            runc: None,
         }
     }
 

@@ -41,6 +41,7 @@ use crate::{
     criu::{self, log},
     gpu::Wake,
     io::Stdio,
+    journal::{MARK, mark},
     spec::SpecFacts,
 };
 
@@ -232,7 +233,9 @@ async fn start_processes(
         command.arg("--no-pivot");
     }
     stdio.attach(&mut command);
-    command.arg(&facts.id);
+    command
+        .arg(&facts.id)
+        .env(MARK, mark(&facts.namespace, &facts.id));
     let failed = |runc| RestoreError::Processes {
         id: facts.id.clone(),
         criu: log::explain(&prepared.work.join(LOG)),

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a thread may take to notice that nobody waits for it any more. Longer means that a disk
 /// hangs; then the thread is left to itself.
-const NOTICING: Duration = Duration::from_secs(5);
+const NOTICING: Duration = Duration::from_secs(3);
 
 /// The journal of a restore, which ends when this is dropped. After a panic the guardian looks
 /// what is left.
@@ -62,6 +62,8 @@ impl Noted {
                 .map(|place| WorkDir::place(place, &facts.namespace, &facts.id))
                 .to_vec(),
             fills: None,
+            cgroups: journal::made::by_restore(&facts.spec),
+            runc: Some(facts.runc.root().join(&facts.id)).filter(|state| !state.exists()),
         };
         let directory = &settings.checkpoint.journal_dir;
         let journal = journal::open(directory, intent, facts.runc.reaper()).await;

@@ -117,7 +117,11 @@ impl Filled {
             .filter(|entry| !self.before.contains(&entry.file_name()));
         let mut result = Ok(());
         for entry in came {
-            result = result.and(fs::remove_file(entry.path()));
+            match fs::remove_file(entry.path()) {
+                // Another heir is at it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => result = result.and(removed),
+            }
         }
         result
     }
@@ -251,5 +255,22 @@ pub(super) mod tests {
         filled.empty().unwrap();
         let left = Filled::note(dir.path()).unwrap().before;
         assert_eq!(left, ["mine"]);
+    }
+
+    #[test]
+    fn two_heirs_may_empty_a_directory_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let filled = Filled::note(dir.path()).unwrap();
+        for round in 0..50 {
+            for file in 0..40 {
+                fs::write(dir.path().join(format!("{round}-{file}")), "").unwrap();
+            }
+            let empty = || filled.empty();
+            let heirs: Vec<_> = std::thread::scope(|scope| {
+                let both = [scope.spawn(empty), scope.spawn(empty)];
+                both.into_iter().map(|heir| heir.join().unwrap()).collect()
+            });
+            assert!(heirs.iter().all(Result::is_ok), "{heirs:?}");
+        }
     }
 }

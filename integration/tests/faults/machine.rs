@@ -324,23 +324,24 @@ async fn lacking(cx: &Case, world: &World, lack: Lack) -> Result<()> {
     world.work.is_well(&world.container, before).await?;
     drop(limit);
     let finished = taken?;
-    let cause = match lack {
-        Lack::Descriptors(_) => "Too many open files",
-        Lack::Memory(_) => "",
-        Lack::Work => "CRIU",
-        Lack::Archive | Lack::Record => "os error 28",
+    let causes: &[&str] = match lack {
+        // CRIU has no more of them than the shim, and its own words.
+        Lack::Descriptors(_) => &["Too many open files", "CRIU"],
+        // The shim's own words, those of a thread that could not be started, and runc's.
+        Lack::Memory(_) => &["os error 12", "os error 11", "runc"],
+        Lack::Work => &["CRIU"],
+        Lack::Archive | Lack::Record => &["os error 28"],
     };
     if finished.code == 0 && matches!(lack, Lack::Descriptors(_) | Lack::Memory(_)) {
         verified(cx, &archive, finished).await?;
     } else {
-        eprintln!("{:?}: {}", lack.name(), finished.stderr.trim());
         ensure!(
             !archive.file().exists(),
             "an archive of a failed checkpoint"
         );
         let said = finished.refused()?;
-        ensure!(said.contains(cause), "no cause {cause:?} in: {said}");
-        ensure!(said.contains("container"), "a failure of nothing: {said}");
+        let is_told = causes.iter().any(|cause| said.contains(cause));
+        ensure!(is_told, "none of {causes:?} in: {said}");
     }
     drop(disk);
     nothing_left(&cx.lab)?;

@@ -27,7 +27,7 @@ if [ "$${#missing[@]}" -gt 0 ]; then \
 fi
 endef
 
-.PHONY: help deps tools build check test unit e2e faults fuzz demo bench lab dist clean
+.PHONY: help deps tools build check test unit e2e faults soak fuzz demo bench lab dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,11 @@ e2e: deps ## End-to-end suites in labs, as root; ARGS='-- trixie/runc' runs a pa
 faults: deps ## The whole matrix of faults, as root; prints its table
 	cargo build --workspace --bins
 	KYBERNATE_FAULTS=all cargo test -p kybernate-integration --test faults $(AS_ROOT) -- $(ARGS)
+
+soak: deps ## Thirty containers under load for MINUTES (60), as root; SEED=N repeats a run
+	cargo build --workspace --bins
+	KYBERNATE_SOAK_MINUTES=$(or $(MINUTES),60) $(if $(SEED),KYBERNATE_SOAK_SEED=$(SEED)) \
+		cargo test -p kybernate-integration --test soak $(AS_ROOT) -- --nocapture $(ARGS)
 
 SECONDS ?= 60
 fuzz: deps ## Fuzz all parsers for SECONDS=60 each, or TARGETS='archive mux'; installs cargo-fuzz

@@ -1,10 +1,17 @@
 //! What a lab consists of, to tell whether something is left or lost.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use kybernate_config::names;
 
-use crate::{Lab, eventually};
+use crate::{Lab, Pod, eventually};
 
 /// Directories whose content is part of a node's state, and how deep it is looked at.
 const PLACES: [(&str, u32); 7] = [
@@ -41,27 +48,39 @@ const SETTLE: Duration = Duration::from_secs(10);
 pub struct Node {
     lab: Arc<Lab>,
     facts: BTreeSet<String>,
+    look: fn(&Lab) -> Result<BTreeSet<String>>,
 }
 
 impl Node {
     /// Looks at the lab. Nothing else should be going on in it.
     pub fn look(lab: &Arc<Lab>) -> Result<Self> {
+        Self::by(lab, facts)
+    }
+
+    /// The same, but processes are told apart by their names and not by their pids: containerd
+    /// may have been restarted meanwhile.
+    pub fn look_at_names(lab: &Arc<Lab>) -> Result<Self> {
+        Self::by(lab, names_only)
+    }
+
+    fn by(lab: &Arc<Lab>, look: fn(&Lab) -> Result<BTreeSet<String>>) -> Result<Self> {
         Ok(Self {
             lab: lab.clone(),
-            facts: facts(lab)?,
+            facts: look(lab)?,
+            look,
         })
     }
 
     /// Fails unless the lab is, or soon will be, as it was; names what came and what went.
     pub async fn is_unchanged(&self) -> Result<()> {
         let same = eventually("the node as before", SETTLE, || async {
-            Ok((facts(&self.lab)? == self.facts).then_some(()))
+            Ok(((self.look)(&self.lab)? == self.facts).then_some(()))
         })
         .await;
         if same.is_ok() {
             return Ok(());
         }
-        let now = facts(&self.lab)?;
+        let now = (self.look)(&self.lab)?;
         let came: Vec<_> = now.difference(&self.facts).cloned().collect();
         let went: Vec<_> = self.facts.difference(&now).cloned().collect();
         ensure!(
@@ -82,9 +101,28 @@ fn facts(lab: &Lab) -> Result<BTreeSet<String>> {
     }
     cgroups(&lab.path("/sys/fs/cgroup"), "", &mut facts);
     processes(lab, &mut facts)?;
+    interfaces(lab, &mut facts)?;
     for (place, depth) in PLACES {
         files(&lab.path(place), place, depth, &mut facts);
     }
+    Ok(facts)
+}
+
+/// The facts with how many processes there are of a name, in place of each.
+fn names_only(lab: &Lab) -> Result<BTreeSet<String>> {
+    let (processes, mut facts): (BTreeSet<_>, BTreeSet<_>) = facts(lab)?
+        .into_iter()
+        .partition(|fact| fact.starts_with("process "));
+    let mut names = BTreeMap::new();
+    for process in &processes {
+        let name = process.splitn(3, ' ').nth(2).unwrap_or_default();
+        *names.entry(name).or_insert(0) += 1;
+    }
+    facts.extend(
+        names
+            .iter()
+            .map(|(name, n)| format!("{n} processes {name}")),
+    );
     Ok(facts)
 }
 
@@ -126,6 +164,17 @@ fn processes(lab: &Lab, facts: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
+/// Network interfaces of the lab; its bridge comes with the first pod and stays.
+fn interfaces(lab: &Lab, facts: &mut BTreeSet<String>) -> Result<()> {
+    let text = fs::read_to_string(lab.path("/proc/1/net/dev"))?;
+    let names = text
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0));
+    let came = names.map(str::trim).filter(|name| *name != "lab0");
+    facts.extend(came.map(|name| format!("network interface {name}")));
+    Ok(())
+}
+
 fn files(directory: &Path, name: &str, depth: u32, facts: &mut BTreeSet<String>) {
     if depth == 0 {
         return;
@@ -139,4 +188,50 @@ fn files(directory: &Path, name: &str, depth: u32, facts: &mut BTreeSet<String>)
             facts.insert(format!("file {name}"));
         }
     }
+}
+
+/// Nothing of an operation is left: no record, no helper, no guardian, no kernel setting, no
+/// partial archive.
+pub fn nothing_left(lab: &Lab) -> Result<()> {
+    for program in [names::CUDA_BINARY, "kybernate-guardian", "criu", "runc"] {
+        let left = lab.pids_of(program)?;
+        ensure!(left.is_empty(), "{program} is left: {left:?}");
+    }
+    for (place, kept) in [
+        ("/run/kybernate/journal", ""),
+        ("/run/kybernate/levers", "lock"),
+        ("/run/kybernate/dump", ""),
+        ("/run/kybernate/restore", ""),
+    ] {
+        let entries = fs::read_dir(lab.path(place)).into_iter().flatten();
+        let left: Vec<_> = entries
+            .flatten()
+            .map(|entry| entry.file_name())
+            .filter(|name| *name != *kept)
+            .collect();
+        ensure!(left.is_empty(), "{place} holds {left:?}");
+    }
+    Ok(())
+}
+
+/// Removes a pod, and its cgroup as kubelet does, which must be empty then.
+pub async fn remove(pod: &Pod, lab: &Lab) -> Result<()> {
+    // containerd hears of the end of a shim a moment later.
+    eventually("an end of the pod", SETTLE, || async {
+        pod.remove().await.map(Some)
+    })
+    .await?;
+    let linux = pod.config.linux.as_ref().context("no cgroup")?;
+    let name = linux.cgroup_parent.trim_start_matches('/');
+    let mut groups = vec![lab.path("/sys/fs/cgroup").join(name)];
+    for controller in fs::read_dir(lab.path("/sys/fs/cgroup"))?.flatten() {
+        groups.push(controller.path().join(name));
+    }
+    eventually("empty cgroups of the pod", SETTLE, || async {
+        for group in groups.iter().filter(|group| group.exists()) {
+            fs::remove_dir(group).with_context(|| group.display().to_string())?;
+        }
+        Ok(Some(()))
+    })
+    .await
 }

@@ -3,7 +3,11 @@
 //! Each prints lines with a number that rises, kept in memory alone: a restored one goes on
 //! counting, a new one starts at 1. `FAIL` or `CORRUPT` in a line says what does not hold.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _, SeekFrom},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use kybernate_config::names;
@@ -16,6 +20,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(40);
 /// How far the number must rise before it counts as rising.
 const STEPS: u64 = 3;
+/// The end of a log that has a few lines in it.
+const TAIL: u64 = 4096;
 
 /// A program that counts.
 #[derive(Debug, Clone)]
@@ -60,6 +66,14 @@ impl Workload {
         Self {
             verdict,
             ..Self::new("memory", &argv, "t=")
+        }
+    }
+
+    /// Holds so many MiB that it keeps changing, and a file; knows what each page has to hold.
+    pub fn ledger(mib: u32) -> Self {
+        Self {
+            verdict: Some("OK"),
+            ..Self::new("ledger", &["ledger", &mib.to_string()], "count ")
         }
     }
 
@@ -145,6 +159,33 @@ impl Workload {
         Ok(last_number(&container.stdout().unwrap_or_default(), self.prefix).unwrap_or(0))
     }
 
+    /// [`Workload::count`] without reading all of a long log; 0 when nothing is there yet.
+    pub fn counted(&self, container: &Container) -> Result<u64> {
+        let mut file = File::open(container.log_file())?;
+        let from = file.metadata()?.len().saturating_sub(TAIL);
+        file.seek(SeekFrom::Start(from))?;
+        let mut tail = Vec::new();
+        file.read_to_end(&mut tail)?;
+        let tail = String::from_utf8_lossy(&tail);
+        // What comes after the last newline is still being written.
+        let whole = tail.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let text = |line: &'_ str| line.splitn(4, ' ').nth(3).map(str::to_owned);
+        let numbers = whole.lines().rev().filter_map(text);
+        Ok(numbers
+            .filter_map(|text| number(&text, self.prefix))
+            .next()
+            .unwrap_or(0))
+    }
+
+    /// Fails when anything was wrong since a container's log began.
+    pub fn was_never_wrong(&self, container: &Container) -> Result<()> {
+        let log = container.stdout()?;
+        let wrong = log.lines().filter(|line| is_wrong(line)).take(10);
+        let wrong: Vec<_> = wrong.collect();
+        ensure!(wrong.is_empty(), "{} says: {}", self.name, wrong.join("; "));
+        Ok(())
+    }
+
     /// The first number that a container's log has.
     pub fn first(&self, container: &Container) -> Result<u64> {
         first_number(&container.stdout()?, self.prefix).context("nothing counted yet")
@@ -164,11 +205,7 @@ impl Workload {
         })
         .await;
         let log = container.stdout().unwrap_or_default();
-        let wrong: Vec<_> = log
-            .lines()
-            .filter(|line| line.contains("FAIL") || line.contains("CORRUPT"))
-            .take(10)
-            .collect();
+        let wrong: Vec<_> = log.lines().filter(|line| is_wrong(line)).take(10).collect();
         ensure!(wrong.is_empty(), "{} says: {}", self.name, wrong.join("; "));
         rises.with_context(|| {
             let tail: Vec<_> = log.lines().rev().take(3).collect();
@@ -189,6 +226,10 @@ impl Workload {
         );
         Ok(number)
     }
+}
+
+fn is_wrong(line: &str) -> bool {
+    line.contains("FAIL") || line.contains("CORRUPT")
 }
 
 fn number(line: &str, prefix: &str) -> Option<u64> {

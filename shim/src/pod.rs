@@ -57,6 +57,8 @@ pub struct Pod {
 struct Table {
     containers: HashMap<String, Arc<Container>>,
     creating: HashSet<String>,
+    /// Asked to close while something was being made, which may come to nothing.
+    to_close: bool,
     closing: bool,
 }
 
@@ -100,9 +102,10 @@ impl Pod {
         }
         let _reserved = Reserved { pod: self, id: &id };
         let container = Container::create(&self.shared, request).await?;
-        self.lock()
-            .containers
-            .insert(id.clone(), Arc::clone(&container));
+        let mut table = self.lock();
+        table.to_close = false;
+        table.containers.insert(id.clone(), Arc::clone(&container));
+        drop(table);
         Ok(container)
     }
 
@@ -114,10 +117,16 @@ impl Pod {
         Ok(init)
     }
 
-    /// Closes the pod when it is empty; nothing can be made in it then. Says whether it did.
+    /// Closes the pod when it is empty; nothing can be made in it then. Says whether it did. A
+    /// container that is being made may never be there: nobody asks again then, so that the pod
+    /// closes by itself.
     pub fn close(&self) -> bool {
         let mut table = self.lock();
-        if !table.containers.is_empty() || !table.creating.is_empty() {
+        if !table.containers.is_empty() {
+            return false;
+        }
+        if !table.creating.is_empty() {
+            table.to_close = true;
             return false;
         }
         table.closing = true;
@@ -143,7 +152,14 @@ struct Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.pod.lock().creating.remove(self.id);
+        let to_close = {
+            let mut table = self.pod.lock();
+            table.creating.remove(self.id);
+            table.to_close
+        };
+        if to_close {
+            self.pod.close();
+        }
     }
 }
 
@@ -172,6 +188,17 @@ mod tests {
         };
         let error = pod.create(request).await.unwrap_err();
         assert_eq!(error.class(), Class::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_was_to_close_does_so_when_a_creation_comes_to_nothing() {
+        let pod = pod();
+        pod.lock().creating.insert("c".into());
+        let reserved = Reserved { pod: &pod, id: "c" };
+        assert!(!pod.close());
+        assert!(!pod.closed.is_cancelled());
+        drop(reserved);
+        assert!(pod.closed.is_cancelled());
     }
 
     #[tokio::test]

@@ -32,6 +32,9 @@ pub const DEFAULT_BINARY: &str = "runc";
 /// Names of programs that take specs as they are.
 const RUNTIMES: [&str; 3] = [DEFAULT_BINARY, "crun", "youki"];
 
+/// Characters of its stderr that are worth telling.
+const LONGEST_STDERR: usize = 500;
+
 /// Why runc did not do what it was run for.
 #[derive(Debug, thiserror::Error)]
 pub enum RuncError {
@@ -287,7 +290,8 @@ impl RuncError {
                 message,
                 status,
             } if message == or_status(String::new(), status) && !text.trim().is_empty() => {
-                let message = text.trim().into();
+                // A Go program that panics tells of all its threads.
+                let message = text.trim().chars().take(LONGEST_STDERR).collect();
                 Self::Failed {
                     operation,
                     message,
@@ -393,6 +397,8 @@ mod tests {
         };
         let silent = failed("exit status 1").with_stderr(b"boom\n").to_string();
         assert_eq!(silent, "runc start failed: boom");
+        let long = failed("exit status 1").with_stderr(&[b'x'; 5000]);
+        assert!(long.to_string().len() < 600);
         assert!(
             failed("logged")
                 .with_stderr(b"boom")

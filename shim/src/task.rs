@@ -66,6 +66,9 @@ impl TaskService {
 
     async fn do_create(&self, r: CreateTaskRequest) -> Result<CreateTaskResponse, TaskError> {
         let pod = Arc::clone(&self.pod);
+        let gone = CancellationToken::new();
+        // Cancelled when this future ends by whatever cause; harmless after the end of the work.
+        let _guard = gone.clone().drop_guard();
         let request = CreateRequest {
             endpoints: Endpoints {
                 stdin: r.stdin,
@@ -78,6 +81,7 @@ impl TaskService {
             rootfs: r.rootfs,
             checkpoint: r.checkpoint,
             options: r.options.into_option(),
+            gone,
         };
         let container = self
             .detached(async move { Ok(pod.create(request).await?) })
@@ -91,9 +95,11 @@ impl TaskService {
 
     async fn do_start(&self, r: StartRequest) -> Result<StartResponse, TaskError> {
         let container = self.container(&r.id)?;
+        let gone = CancellationToken::new();
+        let _guard = gone.clone().drop_guard();
         let started = async move {
             Ok(match r.exec_id.as_str() {
-                "" => container.start().await?,
+                "" => container.start(gone).await?,
                 exec_id => container.start_exec(exec_id).await?,
             })
         };
@@ -190,7 +196,6 @@ impl TaskService {
             caller: caller(timeout_nano).await,
         };
         let gone = CancellationToken::new();
-        // Cancelled when this future ends by whatever cause; harmless after the checkpoint.
         let _guard = gone.clone().drop_guard();
         let taken = async move {
             let _operation = container.operation().write().await;

@@ -12,6 +12,7 @@ use kybernate_shim::{
     reaper::Reaper,
 };
 use protobuf::{Message, well_known_types::any::Any};
+use tokio_util::sync::CancellationToken;
 
 /// runc, as far as the shim sees it. `init`, `exec`, `start` and `delete` in the bundle are
 /// shell scripts; the first two run as processes that outlive it, orphans from the beginning
@@ -142,7 +143,7 @@ async fn an_exec_that_ends_before_runc_does_is_started_first(reaper: &Reaper) {
         .script("exec", "exit 3")
         .script("exec-delay", "0.3");
     let container = setting.create().await;
-    container.start().await.unwrap();
+    container.start(CancellationToken::new()).await.unwrap();
     exec(&container, "e");
     let pid = container.start_exec("e").await.unwrap();
     let exit = container.process("e").unwrap().wait().await;
@@ -173,7 +174,7 @@ async fn an_init_that_ends_during_start_is_started_first(reaper: &Reaper) {
         )
         .script("start", "touch \"$bundle/go\"; sleep 0.5");
     let container = setting.create().await;
-    container.start().await.unwrap();
+    container.start(CancellationToken::new()).await.unwrap();
     assert_eq!(setting.events(3).await, ["create", "start", "exit c 5"]);
     assert_eq!(container.state(), ProcessState::Stopped);
     container.delete().await.unwrap();
@@ -185,7 +186,7 @@ async fn exits_of_execs_come_before_inits(reaper: &Reaper) {
         .script("init", "sleep 0.5; exit 1")
         .script("exec", "sleep 1.5; exit 2");
     let container = setting.create().await;
-    container.start().await.unwrap();
+    container.start(CancellationToken::new()).await.unwrap();
     for id in ["a", "b"] {
         exec(&container, id);
         container.start_exec(id).await.unwrap();
@@ -211,7 +212,7 @@ async fn a_failed_exec_says_why_and_can_be_deleted(reaper: &Reaper) {
     let mut setting = Setting::new(reaper);
     setting.script("init", "exec sleep 100");
     let container = setting.create().await;
-    container.start().await.unwrap();
+    container.start(CancellationToken::new()).await.unwrap();
     exec(&container, "e");
     let error = container.start_exec("e").await.unwrap_err().to_string();
     assert!(error.contains("no such program"), "{error}");
@@ -238,7 +239,7 @@ async fn a_pause_is_no_end(reaper: &Reaper) {
         container.pause().await,
         Err(ContainerError::State { .. })
     ));
-    container.start().await.unwrap();
+    container.start(CancellationToken::new()).await.unwrap();
     container.pause().await.unwrap();
     assert!(container.paused_for().is_some());
     let init = container.process("").unwrap();

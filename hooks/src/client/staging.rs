@@ -44,7 +44,7 @@ pub(crate) struct Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if self.ends && self.is_complete() {
+        if self.ends && self.close() {
             self.dir.disable_cleanup(true);
         }
     }
@@ -145,9 +145,24 @@ impl Staging {
         self.lock = None;
     }
 
-    /// Whether the shim has written all there is to write.
-    fn is_complete(&self) -> bool {
-        self.path().join(RESULT_FILE).exists()
+    /// Whether the shim has written all there is to write. What it has not by now it can't any more,
+    /// since the directory is gone: between a look and a removal it would end the container, and
+    /// its archive would be removed.
+    fn close(&self) -> bool {
+        let (path, away) = (self.path(), self.path().with_extension("over"));
+        if fs::rename(path, &away).is_err() {
+            return path.join(RESULT_FILE).exists();
+        }
+        if away.join(RESULT_FILE).exists() {
+            if let Err(error) = fs::rename(&away, path) {
+                tracing::error!(path = %away.display(), %error, "the archive is kept there");
+            }
+            return true;
+        }
+        if let Err(error) = fs::remove_dir_all(&away) {
+            tracing::warn!(path = %away.display(), %error, "a staging directory stays");
+        }
+        false
     }
 
     /// Gives up. Of a container that may have ended, what its shim wrote is kept, for `because`
@@ -157,9 +172,10 @@ impl Staging {
             because,
             CheckpointError::Unconfirmed { .. } | CheckpointError::Answer { .. }
         );
-        if !self.ends || !(doubtful || self.is_complete()) {
+        if !self.ends || !(doubtful || self.close()) {
             return because;
         }
+        self.ends = false;
         self.dir.disable_cleanup(true);
         let path = self.path().to_owned();
         CheckpointError::Kept {

@@ -10,7 +10,7 @@
 mod checkpoints;
 pub mod hooks;
 mod machine;
-mod memory;
+pub mod memory;
 mod pods;
 mod report;
 mod restores;

@@ -15,6 +15,8 @@ use kybernate_hooks::cri::v1::{
     UpdateContainerResourcesRequest,
 };
 
+use tonic::Request;
+
 use super::{LogLine, Pod, logs, pod};
 use crate::{image::catalog, lab::Lab, time::eventually};
 
@@ -153,17 +155,13 @@ impl ContainerBuilder {
 
     /// Creates the container.
     pub async fn create(self) -> Result<Container> {
-        let response = self
-            .pod
-            .lab
-            .cri()
-            .create_container(CreateContainerRequest {
-                pod_sandbox_id: self.pod.id.clone(),
-                config: Some(self.config.clone()),
-                sandbox_config: Some(self.pod.config.clone()),
-            })
-            .await
-            .context("CreateContainer")?;
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.pod.id.clone(),
+            config: Some(self.config.clone()),
+            sandbox_config: Some(self.pod.config.clone()),
+        };
+        let created = self.pod.lab.cri().create_container(request).await;
+        let response = created.context("CreateContainer")?;
         Ok(Container {
             id: response.into_inner().container_id,
             log: Path::new(&self.pod.config.log_directory).join(&self.config.log_path),
@@ -206,9 +204,17 @@ pub struct ExecOutput {
 impl Container {
     /// Starts the created container.
     pub async fn start(&self) -> Result<()> {
-        let request = StartContainerRequest {
+        self.start_within(None).await
+    }
+
+    /// Starts the created container, with a deadline for the call if there is one.
+    pub async fn start_within(&self, deadline: Option<Duration>) -> Result<()> {
+        let mut request = Request::new(StartContainerRequest {
             container_id: self.id.clone(),
-        };
+        });
+        if let Some(deadline) = deadline {
+            request.set_timeout(deadline);
+        }
         self.lab
             .cri()
             .start_container(request)

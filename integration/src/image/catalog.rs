@@ -22,6 +22,8 @@ pub const APPS: &str = "kybernate.test/apps:1";
 
 /// File name of the double of the CUDA driver.
 const DOUBLE: &str = "double-libcuda.so";
+/// File name of what stands between programs and the kernel.
+const FAULTS: &str = "faults.so";
 
 /// Image tars of one root.
 #[derive(Debug, Clone)]
@@ -53,7 +55,10 @@ impl Catalog {
         }
         fs::create_dir_all(&partial)?;
         let programs = compile(&sources, &partial)?;
-        compile_double(&partial.join(DOUBLE))?;
+        let [double, _, faults] = double_sources();
+        let hidden: &[&str] = &["-shared", "-fPIC", "-fvisibility=hidden"];
+        cc(hidden, &double, &partial.join(DOUBLE))?;
+        cc(&["-shared", "-fPIC"], &faults, &partial.join(FAULTS))?;
         pause(&programs)?.write(&partial.join(file_name(PAUSE)))?;
         tools(TOOLS, root, &programs)?.write(&partial.join(file_name(TOOLS)))?;
         apps(root, &programs)?.write(&partial.join(file_name(APPS)))?;
@@ -64,6 +69,11 @@ impl Catalog {
     /// The double of the CUDA driver's library, `doubles/cuda.c`.
     pub fn double(&self) -> PathBuf {
         self.dir.join(DOUBLE)
+    }
+
+    /// The library that makes calls of programs fail, `doubles/faults.c`.
+    pub fn faults(&self) -> PathBuf {
+        self.dir.join(FAULTS)
     }
 
     /// The tar of an image of this catalog.
@@ -99,18 +109,9 @@ fn workload_sources() -> Result<Vec<PathBuf>> {
     Ok(sources)
 }
 
-fn double_sources() -> [PathBuf; 2] {
+fn double_sources() -> [PathBuf; 3] {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("doubles");
-    [dir.join("cuda.c"), dir.join("cuda.h")]
-}
-
-fn compile_double(library: &Path) -> Result<()> {
-    let [source, _] = double_sources();
-    cc(
-        &["-shared", "-fPIC", "-fvisibility=hidden"],
-        &source,
-        library,
-    )
+    ["cuda.c", "cuda.h", "faults.c"].map(|name| dir.join(name))
 }
 
 fn cc(arguments: &[&str], source: &Path, result: &Path) -> Result<()> {

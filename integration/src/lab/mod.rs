@@ -430,6 +430,7 @@ fn write_inputs(
     for name in ["libcuda.so.1", "libnvidia-ml.so.1"] {
         fs::copy(catalog.double(), double.join(name))?;
     }
+    fs::copy(catalog.faults(), double.join("faults.so"))?;
     let etc = dir.join("upper/etc");
     fs::create_dir_all(etc.join("kybernate"))?;
     fs::write(

@@ -83,7 +83,7 @@ pub async fn survived_faults(cx: Case, has: Has, all: bool) -> Result<()> {
     for cell in cells {
         let begun = Instant::now();
         let result = survives(&cx, &world, cell).await;
-        if !table.note(&operation, cell, begun, result) {
+        if !table.note(&operation, (cell.0, cell.1.name()), begun, result) {
             world = World::new(&cx, has).await?;
         }
     }
@@ -175,7 +175,7 @@ pub async fn shim_killed(cx: Case, has: Has, all: bool) -> Result<()> {
         for kind in [Kind::KillShim, Kind::KillShimAlone] {
             let begun = Instant::now();
             let result = dies(&cx, has, (step, kind)).await;
-            table.note(&operation, (step, kind), begun, result);
+            table.note(&operation, (step, kind.name()), begun, result);
         }
     }
     table.end()

@@ -4,10 +4,12 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use kybernate_config::names::{CUDA_BINARY, SHIM_BINARY};
-use kybernate_integration::{Lab, eventually};
+use kybernate_integration::{Lab, eventually, lab::DOUBLE};
 
 /// The file, and what every program has in it that has faults.
 pub const FILE: &str = "/run/kybernate/faults";
+/// Where `doubles/faults.c` looks for its rule.
+const RULE: &str = "/run/kybernate-faults";
 /// How long a step may take to be reached.
 const REACH: Duration = Duration::from_secs(20);
 
@@ -96,6 +98,8 @@ pub struct Fault {
     lab: Arc<Lab>,
     file: PathBuf,
     reached: PathBuf,
+    /// For a fault that CRIU waits for.
+    _preload: Option<Preload>,
 }
 
 impl Fault {
@@ -105,9 +109,23 @@ impl Fault {
             lab: lab.clone(),
             file: lab.path(FILE),
             reached: lab.path(format!("{FILE}.reached")),
+            _preload: None,
         };
         fs::create_dir_all(lab.path("/run/kybernate"))?;
         fs::write(&fault.file, format!("{step} {}", kind.words()))?;
+        Ok(fault)
+    }
+
+    /// Has CRIU wait at the first line of its log of that name.
+    pub fn in_criu(lab: &Arc<Lab>, log: &str) -> Result<Self> {
+        let preload = Preload::new(lab)?;
+        let fault = Self {
+            lab: lab.clone(),
+            file: lab.path(RULE),
+            reached: lab.path(format!("{RULE}.reached")),
+            _preload: Some(preload),
+        };
+        fs::write(&fault.file, format!("write {log} wait 0"))?;
         Ok(fault)
     }
 
@@ -154,6 +172,42 @@ impl Drop for Fault {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.file);
         let _ = fs::remove_file(&self.reached);
+    }
+}
+
+/// `doubles/faults.c` in every program that is started, until this is dropped.
+#[derive(Debug)]
+pub struct Preload(PathBuf);
+
+impl Preload {
+    pub fn new(lab: &Lab) -> Result<Self> {
+        let file = lab.path("/etc/ld.so.preload");
+        fs::write(&file, format!("{DOUBLE}/faults.so\n"))?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Preload {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A rule of `doubles/faults.c`, until this is dropped.
+#[derive(Debug)]
+pub struct Rule(PathBuf);
+
+impl Rule {
+    pub fn set(lab: &Lab, rule: &str) -> Result<Self> {
+        let file = lab.path(RULE);
+        fs::write(&file, rule)?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Rule {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 

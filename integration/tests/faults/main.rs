@@ -5,6 +5,8 @@
 
 mod checkpoint;
 mod fault;
+mod machine;
+mod plain;
 mod restore;
 mod resume;
 mod shims;
@@ -38,6 +40,10 @@ fn main() -> ExitCode {
         .handlers(KYBERNATE)
         .distros(distros)
         .alone()
+        .case("late_freeze", shims::late_freeze)
+        .handlers(KYBERNATE)
+        .distros(distros)
+        .alone()
         .case("resume_deadline", |cx| resume::deadline(cx, Has::Cpu))
         .handlers(KYBERNATE)
         .distros(distros)
@@ -57,6 +63,21 @@ fn main() -> ExitCode {
         .case("resume_containerd_died", |cx| {
             resume::containerd_died(cx, Has::Gpu)
         })
+        .handlers(KYBERNATE)
+        .distros(distros)
+        .alone();
+    suite = suite
+        .case("plain_cpu", |cx| plain::faults(cx, all()))
+        .handlers(KYBERNATE)
+        .distros(distros)
+        .limit(LONG)
+        .alone()
+        .case("machine", |cx| machine::faults(cx, all()))
+        .handlers(KYBERNATE)
+        .distros(distros)
+        .limit(LONG)
+        .alone()
+        .case("no_room_to_restore", machine::no_room_to_restore)
         .handlers(KYBERNATE)
         .distros(distros)
         .alone();

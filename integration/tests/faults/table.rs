@@ -9,14 +9,12 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::fault::Kind;
-
-/// One combination of an operation, a step and a fault.
+/// One combination of an operation, a step and a fault, or of what is at fault and how.
 #[derive(Debug, Clone)]
 struct Cell {
     operation: String,
     step: &'static str,
-    kind: Kind,
+    fault: &'static str,
     took: Duration,
     passed: bool,
 }
@@ -34,20 +32,20 @@ impl Run {
     pub fn note(
         &mut self,
         operation: &str,
-        (step, kind): (&'static str, Kind),
+        (step, fault): (&'static str, &'static str),
         begun: Instant,
         result: Result<()>,
     ) -> bool {
         let passed = result.is_ok();
         if let Err(error) = result {
-            let failure = format!("{operation}, {} at {step}: {error:#}", kind.name());
+            let failure = format!("{operation}, {fault} at {step}: {error:#}");
             eprintln!("FAILED {failure}");
             self.failures.push(failure);
         }
         let cell = Cell {
             operation: operation.into(),
             step,
-            kind,
+            fault,
             took: begun.elapsed(),
             passed,
         };
@@ -83,23 +81,23 @@ fn render(cells: &[Cell]) -> String {
     for operation in operations {
         let of: Vec<_> = cells.iter().filter(|c| c.operation == operation).collect();
         let mut steps = Vec::new();
-        let mut kinds = Vec::new();
+        let mut faults = Vec::new();
         let mut found: BTreeMap<(&str, &str), (u32, u32)> = BTreeMap::new();
         for cell in &of {
             if !steps.contains(&cell.step) {
                 steps.push(cell.step);
             }
-            if !kinds.contains(&cell.kind.name()) {
-                kinds.push(cell.kind.name());
+            if !faults.contains(&cell.fault) {
+                faults.push(cell.fault);
             }
-            let count = found.entry((cell.step, cell.kind.name())).or_default();
+            let count = found.entry((cell.step, cell.fault)).or_default();
             count.0 += u32::from(cell.passed);
             count.1 += 1;
         }
-        let _ = writeln!(text, "\n| {operation} | {} |", kinds.join(" | "));
-        let _ = writeln!(text, "|---|{}", "---|".repeat(kinds.len()));
+        let _ = writeln!(text, "\n| {operation} | {} |", faults.join(" | "));
+        let _ = writeln!(text, "|---|{}", "---|".repeat(faults.len()));
         for step in steps {
-            let row = kinds.iter().map(|kind| match found.get(&(step, kind)) {
+            let row = faults.iter().map(|fault| match found.get(&(step, fault)) {
                 None => " ".to_owned(),
                 Some((passed, all)) => format!("{passed}/{all}"),
             });

@@ -20,6 +20,8 @@ use kybernate_integration::{
     workload::Workload,
 };
 
+pub use kybernate_integration::node::{nothing_left, remove};
+
 /// Bytes of memory that the containers may have.
 const LIMIT: i64 = 96 << 20;
 /// The bound of the promise.
@@ -242,57 +244,11 @@ impl Remains {
     }
 }
 
-/// Removes a pod, and its cgroup as kubelet does, which must be empty then.
-pub async fn remove(pod: &Pod, lab: &Lab) -> Result<()> {
-    // containerd hears of the end of a shim a moment later.
-    eventually("an end of the pod", PROMISE, || async {
-        pod.remove().await.map(Some)
-    })
-    .await?;
-    let linux = pod.config.linux.as_ref().context("no cgroup")?;
-    let name = linux.cgroup_parent.trim_start_matches('/');
-    let mut groups = vec![lab.path("/sys/fs/cgroup").join(name)];
-    for controller in fs::read_dir(lab.path("/sys/fs/cgroup"))?.flatten() {
-        groups.push(controller.path().join(name));
-    }
-    eventually("empty cgroups of the pod", PROMISE, || async {
-        for group in groups.iter().filter(|group| group.exists()) {
-            fs::remove_dir(group).with_context(|| group.display().to_string())?;
-        }
-        Ok(Some(()))
-    })
-    .await
-}
-
 /// The node, once what was removed before is gone.
 pub async fn look(lab: &Arc<Lab>) -> Result<Node> {
     // A shim ends a moment after its pod.
     tokio::time::sleep(Duration::from_millis(500)).await;
     Node::look(lab)
-}
-
-/// Nothing of an operation is left: no record, no helper, no guardian, no kernel setting, no
-/// partial archive.
-pub fn nothing_left(lab: &Lab) -> Result<()> {
-    for program in [names::CUDA_BINARY, "kybernate-guardian", "criu", "runc"] {
-        let left = lab.pids_of(program)?;
-        ensure!(left.is_empty(), "{program} is left: {left:?}");
-    }
-    for (place, kept) in [
-        ("/run/kybernate/journal", ""),
-        ("/run/kybernate/levers", "lock"),
-        ("/run/kybernate/dump", ""),
-        ("/run/kybernate/restore", ""),
-    ] {
-        let entries = fs::read_dir(lab.path(place)).into_iter().flatten();
-        let left: Vec<_> = entries
-            .flatten()
-            .map(|entry| entry.file_name())
-            .filter(|name| *name != *kept)
-            .collect();
-        ensure!(left.is_empty(), "{place} holds {left:?}");
-    }
-    Ok(())
 }
 
 /// No archive, whole or in part.

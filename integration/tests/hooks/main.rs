@@ -1,7 +1,6 @@
 //! `kybernate-cri-hooks` with real runtimes: what passes through it, the checkpoints that it
 //! takes, and what happens when it or containerd goes away.
 
-mod hook;
 mod passing;
 mod pulling;
 mod restarts;

@@ -15,7 +15,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::hook::{Hook, SOCKET, images};
+use kybernate_integration::hook::{Hook, SOCKET, images};
 
 pub async fn whole_life_of_a_pod(cx: Case) -> Result<()> {
     let hook = Hook::start(&cx.lab).await?;

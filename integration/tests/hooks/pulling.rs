@@ -15,7 +15,7 @@ use kybernate_hooks::cri::v1::{
 use kybernate_integration::{Case, Lab, checkpoint::run, eventually, image::Image};
 use tonic::Code;
 
-use crate::hook::{Hook, images};
+use kybernate_integration::hook::{Hook, images};
 
 const ADDRESS: &str = "localhost:5000";
 const LOG: &str = "/var/log/docker-registry.log";

@@ -16,7 +16,7 @@ use kybernate_integration::{Case, Lab, eventually, within, workload::Workload};
 use tokio::task::JoinHandle;
 use tonic::{Code, Status, Streaming};
 
-use crate::hook::{Hook, SOCKET};
+use kybernate_integration::hook::{Hook, SOCKET};
 
 /// Of calls that fail, a client remembers so many.
 const REMEMBERED: usize = 16;

@@ -14,7 +14,7 @@ use kybernate_integration::{
 use kybernate_oci::archive::Envelope;
 use tonic::Code;
 
-use crate::hook::{CHECKPOINTS, Hook, checkpoint, left};
+use kybernate_integration::hook::{CHECKPOINTS, Hook, checkpoint, left};
 
 /// kubelet's default.
 const TIMEOUT: Duration = Duration::from_secs(120);

@@ -1,6 +1,6 @@
 //! Processes by pid and start time: a pid that is free again may be anybody's.
 
-use std::{fs, str::FromStr};
+use std::{fs, io, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,22 @@ impl Process {
     /// The process that has this pid now.
     #[must_use]
     pub fn now(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        start(&stat).map(|start| Self { pid, start })
+        Self::read(pid).ok()
+    }
+
+    /// The process that runs this.
+    ///
+    /// # Errors
+    /// `/proc` can't be read; says where.
+    pub fn own() -> Result<Self, String> {
+        let pid = std::process::id();
+        Self::read(pid).map_err(|error| format!("cannot read /proc/{pid}/stat: {error}"))
+    }
+
+    fn read(pid: u32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start = start(&stat).ok_or_else(|| io::Error::other("its 22nd field is no number"))?;
+        Ok(Self { pid, start })
     }
 
     /// Whether it still lives.

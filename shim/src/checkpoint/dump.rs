@@ -8,7 +8,7 @@ use super::{
     course::Course,
     error::CheckpointError,
     page_server::{PageImages, PageServer, PageServerError, Pages, Received},
-    stop::StopReason,
+    stop::{Stop, StopReason},
     tree,
 };
 use crate::{
@@ -29,6 +29,9 @@ const UNDO_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same when the processes were killed: there is nothing to undo, CRIU may wait for a
 /// parasite that died with its process, and until it ends none of them can.
 const KILLED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the thread that stores pages may take to see that its connection is closed.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What to dump, and where the small images go.
 #[derive(Debug)]
@@ -87,15 +90,17 @@ where
     let strays = Strays {
         programs: Process::now(runc_pid).into_iter().collect(),
         cgroup: container.freezer().map(|f| f.directory().to_owned()),
+        ..Strays::default()
     };
     let noted = course.journal.programs([runc_pid]);
     let mut sink = Noting {
         sink,
         journal: Arc::clone(&course.journal),
         runc: Some(runc_pid),
+        stop: stop.clone(),
     };
     let log = plan.leave_running.then(|| plan.work.join(LOG));
-    let serving = tokio::task::spawn_blocking(move || {
+    let mut serving = tokio::task::spawn_blocking(move || {
         let received = server.serve(runc_pid, log, &mut sink);
         (received, sink)
     });
@@ -117,6 +122,11 @@ where
         // itself may be there yet, if runc was killed.
         line.cancel();
         end(strays, UNDO_TIMEOUT).await;
+    }
+    if let Some(reason) = stop.reason() {
+        // What it makes has to be there by now, to be removed.
+        let _ = tokio::time::timeout(SETTLING, &mut serving).await;
+        return Err(CheckpointError::Stopped { id: id(), reason });
     }
     let (received, Noting { sink, .. }) = course.thread(serving).await?;
     noted.map_err(|source| CheckpointError::Step {
@@ -160,6 +170,8 @@ struct Noting<S> {
     journal: Arc<Journal>,
     /// Until it is noted.
     runc: Option<u32>,
+    /// Nothing new is made once the dump is being undone.
+    stop: Stop,
 }
 
 impl<S: PageImages> PageImages for Noting<S> {
@@ -168,6 +180,9 @@ impl<S: PageImages> PageImages for Noting<S> {
             self.journal.step("pages")?;
             self.journal.programs(tree::descendants(runc))?;
             fault::block_at("pages")?;
+        }
+        if let Some(reason) = self.stop.reason() {
+            return Err(io::Error::other(reason));
         }
         self.sink.pages(name)
     }

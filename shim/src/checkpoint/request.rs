@@ -6,7 +6,7 @@ use std::{
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use kybernate_age::Recipient;
@@ -80,8 +80,8 @@ pub struct Request {
     pub level: Level,
     /// Bytes of frames in memory.
     pub buffer: u64,
-    /// When to give up.
-    pub deadline: Option<SystemTime>,
+    /// When to give up, whatever becomes of the wall clock meanwhile.
+    pub deadline: Option<Instant>,
     /// Files to add: name and absolute path.
     pub include: Vec<(String, PathBuf)>,
     /// Who can read the archive; nobody in particular if empty.
@@ -173,7 +173,7 @@ impl Request {
             buffer,
             deadline: request
                 .deadline
-                .map(|s| UNIX_EPOCH + Duration::from_secs(s)),
+                .and_then(|s| Instant::now().checked_add(left(s, SystemTime::now())?)),
             include,
             encrypt_to,
             requester: request.requester,
@@ -194,6 +194,14 @@ impl Request {
             Err(TryLockError::Error(_)) => true,
         }
     }
+}
+
+/// How long it is until a deadline in seconds of the wall clock; `None` for one that no clock
+/// reaches. Asked once, at the beginning: a clock that is set during a checkpoint neither ends it
+/// nor lets it go on for ever.
+fn left(deadline: u64, now: SystemTime) -> Option<Duration> {
+    let deadline = UNIX_EPOCH.checked_add(Duration::from_secs(deadline))?;
+    Some(deadline.duration_since(now).unwrap_or_default())
 }
 
 /// Names that a client may add. The rest are the shim's own.
@@ -258,7 +266,7 @@ mod tests {
             .unwrap();
         assert_eq!(request.level, Level::Fast);
         assert_eq!(request.buffer, 1 << 20);
-        assert_eq!(request.deadline, Some(UNIX_EPOCH + Duration::from_secs(5)));
+        assert!(request.deadline.unwrap() <= Instant::now());
         assert_eq!(
             read(r#"{"version":1}"#).unwrap().unwrap().level,
             Level::Default
@@ -292,6 +300,16 @@ mod tests {
         }
         let error = read(r#"{"version":1,"encrypt_to":["age1x"]}"#).unwrap_err();
         assert!(error.to_string().contains("age1x"), "{error}");
+    }
+
+    #[test]
+    fn a_deadline_is_so_many_seconds_from_now() {
+        let now = UNIX_EPOCH + Duration::from_millis(1_700_000_000_500);
+        let ahead = Some(Duration::from_millis(9500));
+        assert_eq!(left(1_700_000_010, now), ahead);
+        assert_eq!(left(1_700_000_000, now), Some(Duration::ZERO));
+        let text = format!(r#"{{"version":1,"deadline":{}}}"#, u64::MAX);
+        assert_eq!(read(&text).unwrap().unwrap().deadline, None);
     }
 
     #[test]

@@ -8,7 +8,10 @@
 //! When a [`Still`] is dropped the processes are thawed, and the GPU helper brings their GPU state
 //! back by itself.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kybernate_config::Settings;
 use kybernate_oci::manifest::Gpu;
@@ -24,6 +27,9 @@ use crate::{
     gpu::{self, GpuError, Suspended},
     process::ProcessState,
 };
+
+/// How long a freeze may take that nobody wants any more.
+const PAUSING: Duration = Duration::from_secs(2);
 
 /// A container that stands still.
 #[derive(Debug)]
@@ -65,7 +71,7 @@ impl Still {
         let frozen = async {
             course.enter("freeze").await?;
             if freeze || still.was_paused {
-                course.unless_stopped(still.freeze()).await?;
+                still.freeze().await?;
                 phases.end("freeze", begun);
             }
             Ok(())
@@ -131,7 +137,43 @@ impl Still {
         }
         // First, so that a freeze that was cut short is undone, too.
         self.thaw = Some(Thaw::at_end(Some(self.freezer.clone())));
-        self.runc_pause().await
+        self.runc_pause_unless_stopped().await
+    }
+
+    /// Freezes it, unless the checkpoint is stopped. runc has ended on return: one that was left to
+    /// itself would freeze what is thawed by then.
+    async fn runc_pause_unless_stopped(&self) -> Result<(), CheckpointError> {
+        let id = &self.container.id;
+        let failed = |source| CheckpointError::Runc {
+            id: id.clone(),
+            source,
+        };
+        let runc = &self.container.runc;
+        let mut command = runc.command("pause");
+        command.arg(id);
+        let mut child = runc.spawn(command).map_err(failed)?;
+        let noted = self.course.journal.programs([child.pid()]);
+        let stop = &self.course.stop;
+        let reason = tokio::select! {
+            paused = child.wait() => {
+                noted.map_err(|source| CheckpointError::Step {
+                    id: id.clone(),
+                    step: "freeze",
+                    source,
+                })?;
+                return paused.map_err(failed);
+            }
+            reason = stop.stopped() => reason,
+        };
+        if tokio::time::timeout(PAUSING, child.wait()).await.is_err() {
+            // What has ended meanwhile is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait().await;
+        }
+        Err(CheckpointError::Stopped {
+            id: id.clone(),
+            reason,
+        })
     }
 
     async fn runc_pause(&self) -> Result<(), CheckpointError> {

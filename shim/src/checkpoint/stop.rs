@@ -9,7 +9,7 @@ use std::{
     io::Write,
     path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use kybernate_config::request::{PROGRESS_FILE, Progress};
@@ -142,7 +142,7 @@ pub fn watch(request: Arc<Request>, stop: Stop, control: Control, phase: Phase) 
             });
             if request
                 .deadline
-                .is_some_and(|deadline| SystemTime::now() >= deadline)
+                .is_some_and(|deadline| Instant::now() >= deadline)
             {
                 stop.stop(StopReason::Deadline);
             } else if request.client_is_gone() {

@@ -57,15 +57,17 @@ pub fn intent(
         operation: Operation::Checkpoint,
         namespace: namespace.clone(),
         id: id.clone(),
-        shim: Process::now(std::process::id()).ok_or_else(|| CheckpointError::Unsettled {
+        shim: Process::own().map_err(|left| CheckpointError::Unsettled {
             id: id.clone(),
-            left: "/proc is not mounted, so processes can't be told apart".into(),
+            left,
         })?,
         freezer: container.freezer(),
         paused,
         gpu: settings.gpu.clone(),
         remove,
         fills,
+        cgroups: Vec::new(),
+        runc: None,
     })
 }
 

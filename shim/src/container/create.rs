@@ -12,6 +12,7 @@ use containerd_shim_protos::{
 };
 use kybernate_config::names::{CRI_CONTAINER_TYPE, RESTORE_FROM};
 use protobuf::{MessageField, well_known_types::any::Any};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Container, ContainerError, ContainerFacts, INIT_PID_FILE, ROOTFS, Shared, lock, read_pid,
@@ -44,6 +45,8 @@ pub struct CreateRequest {
     pub checkpoint: String,
     /// Options of the runtime.
     pub options: Option<Any>,
+    /// Cancelled when nobody waits for it any more: a restore is undone then.
+    pub gone: CancellationToken,
 }
 
 impl Container {
@@ -86,7 +89,7 @@ impl Container {
         let restored = source.is_some();
         let container = match source {
             Some(source) => {
-                let prepared = restore::prepare(source, &facts).await?;
+                let prepared = restore::prepare(source, &facts, &request.gone).await?;
                 init.keep_stdio(stdio);
                 let container = Arc::new(Self::new(facts, shared.clone(), init));
                 container.open_trigger(restored)?;

@@ -4,6 +4,7 @@ use std::{fs, sync::Arc, time::Duration};
 
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
 use protobuf::well_known_types::any::Any;
+use tokio_util::sync::CancellationToken;
 
 use super::{Container, ContainerError, INIT_PID_FILE, ROOTFS, create::blocking, lock, read_pid};
 use crate::{
@@ -16,8 +17,9 @@ use crate::{
 const REAP: Duration = Duration::from_secs(2);
 
 impl Container {
-    /// `Start` of init: `runc start`, or the restore that was prepared.
-    pub async fn start(self: &Arc<Self>) -> Result<u32, ContainerError> {
+    /// `Start` of init: `runc start`, or the restore that was prepared, which is undone once `gone`
+    /// says that nobody waits for it.
+    pub async fn start(self: &Arc<Self>, gone: CancellationToken) -> Result<u32, ContainerError> {
         let _operation = self.operation.write().await;
         let state = self.state();
         if state != ProcessState::Created {
@@ -26,7 +28,7 @@ impl Container {
         let _starting = self.starting.lock().await;
         let prepared = lock(&self.restore).take();
         let claim = match prepared {
-            Some(prepared) => Some(self.start_restored(prepared).await?),
+            Some(prepared) => Some(self.start_restored(prepared, &gone).await?),
             None => {
                 self.runc.start(&self.id).await?;
                 None
@@ -48,6 +50,7 @@ impl Container {
     async fn start_restored(
         &self,
         prepared: restore::Prepared,
+        gone: &CancellationToken,
     ) -> Result<crate::reaper::Claim, ContainerError> {
         let mut stdio = match self.init.take_stdio() {
             Some(stdio) => stdio,
@@ -55,7 +58,7 @@ impl Container {
         };
         let pid_file = self.bundle.join(INIT_PID_FILE);
         let operation = self.shared.reaper.begin();
-        let wake = restore::start(prepared, &self.facts(), &mut stdio, &pid_file).await?;
+        let wake = restore::start(prepared, &self.facts(), &mut stdio, &pid_file, gone).await?;
         let pid = read_pid(&pid_file).map_err(self.host_error("read", &pid_file))?;
         let claim = operation.claim(pid);
         self.init.set_pid(pid);
@@ -63,7 +66,7 @@ impl Container {
             .keep_streams(stdio.start(&self.shared.reaper).await?);
         self.adopt_cgroup(pid);
         match wake {
-            Some(wake) => self.wake(&wake, pid, claim).await,
+            Some(wake) => self.wake(&wake, pid, claim, gone).await,
             None => Ok(claim),
         }
     }
@@ -75,6 +78,7 @@ impl Container {
         wake: &gpu::Wake,
         init: u32,
         claim: crate::reaper::Claim,
+        gone: &CancellationToken,
     ) -> Result<crate::reaper::Claim, ContainerError> {
         let cgroup = self.cgroup();
         let pids = cgroup.as_ref().map_or_else(Vec::new, |group| group.pids());
@@ -86,7 +90,12 @@ impl Container {
             })?;
             wake.wake(init, &pids, &spec).await
         };
-        match woken.await {
+        let woken = tokio::select! {
+            biased;
+            () = gone.cancelled() => Err(restore::RestoreError::Stopped),
+            woken = woken => woken.map_err(restore::RestoreError::from),
+        };
+        match woken {
             Ok(took) => {
                 let ms = took.as_millis();
                 tracing::info!(id = %self.id, ms, "GPU state restored");
@@ -101,7 +110,7 @@ impl Container {
                 let _ = wake.release().await;
                 let exit = claim.exit().await;
                 self.init.set_exited(exit);
-                Err(restore::RestoreError::from(error).into())
+                Err(error.into())
             }
         }
     }

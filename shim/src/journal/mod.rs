@@ -18,6 +18,7 @@
 //! - `repair`, which `kybernate doctor --repair` runs.
 
 pub mod guardian;
+pub mod made;
 mod record;
 mod strays;
 mod undo;
@@ -42,7 +43,7 @@ use crate::reaper::Reaper;
 pub(crate) use self::undo::helper;
 pub use self::{
     record::{FIRST_STEP, Filled, Intent, Note, Operation, Paused, Record, VERSION},
-    strays::Strays,
+    strays::{MARK, Strays, mark},
     undo::{By, undo},
 };
 
@@ -157,10 +158,14 @@ impl Journal {
         self.lock().step.clone()
     }
 
-    /// Everything is as it should be: there is nothing to undo any more.
+    /// Everything is as it should be: there is nothing to undo any more. The guardian ends, too,
+    /// also if this lives on. May be called again.
     pub fn end(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a record");
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove a record");
+            }
+            _ => drop(self.file.unlock()),
         }
     }
 

@@ -45,6 +45,12 @@ pub struct Intent {
     pub remove: Vec<PathBuf>,
     /// A directory of somebody else's in which files grow.
     pub fills: Option<Filled>,
+    /// Cgroups that exist for the operation alone until it has ended well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<PathBuf>,
+    /// runc's directory of a container that runc may not know of in the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runc: Option<PathBuf>,
 }
 
 /// What is done.
@@ -111,7 +117,11 @@ impl Filled {
             .filter(|entry| !self.before.contains(&entry.file_name()));
         let mut result = Ok(());
         for entry in came {
-            result = result.and(fs::remove_file(entry.path()));
+            match fs::remove_file(entry.path()) {
+                // Another heir is at it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => result = result.and(removed),
+            }
         }
         result
     }
@@ -199,6 +209,8 @@ pub(super) mod tests {
             gpu: GpuSettings::default(),
             remove: Vec::new(),
             fills: None,
+            cgroups: Vec::new(),
+            runc: None,
         }
     }
 
@@ -243,5 +255,22 @@ pub(super) mod tests {
         filled.empty().unwrap();
         let left = Filled::note(dir.path()).unwrap().before;
         assert_eq!(left, ["mine"]);
+    }
+
+    #[test]
+    fn two_heirs_may_empty_a_directory_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let filled = Filled::note(dir.path()).unwrap();
+        for round in 0..50 {
+            for file in 0..40 {
+                fs::write(dir.path().join(format!("{round}-{file}")), "").unwrap();
+            }
+            let empty = || filled.empty();
+            let heirs: Vec<_> = std::thread::scope(|scope| {
+                let both = [scope.spawn(empty), scope.spawn(empty)];
+                both.into_iter().map(|heir| heir.join().unwrap()).collect()
+            });
+            assert!(heirs.iter().all(Result::is_ok), "{heirs:?}");
+        }
     }
 }

@@ -17,11 +17,23 @@ const GONE: Duration = Duration::from_secs(3);
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(10);
 
+/// Variable in the environment of runc, and of the CRIU that it starts, while a container is
+/// restored: [`mark`]. Once runc is dead nothing else tells whose CRIU it was.
+pub const MARK: &str = "KYBERNATE_RESTORE";
+
+/// The value of [`MARK`] for a container.
+#[must_use]
+pub fn mark(namespace: &str, id: &str) -> String {
+    format!("{namespace}/{id}")
+}
+
 /// Programs that are to end.
 #[derive(Debug, Clone, Default)]
 pub struct Strays {
     /// By pid and start time.
     pub programs: Vec<Process>,
+    /// A CRIU with this [`mark`] is a stray, too.
+    pub mark: Option<String>,
     /// The container's cgroup: a CRIU that traces one of its processes is a stray, too.
     pub cgroup: Option<PathBuf>,
 }
@@ -64,7 +76,8 @@ impl Strays {
         let tracers = tracers
             .filter_map(process::tracer)
             .filter(|pid| is_criu(*pid));
-        let found: Vec<u32> = below.chain(tracers).collect();
+        let marked = self.mark.iter().flat_map(|mark| marked(mark));
+        let found: Vec<u32> = below.chain(tracers).chain(marked).collect();
         for program in found.into_iter().filter_map(Process::now) {
             if !self.programs.contains(&program) && !is_zombie(program.pid) {
                 self.programs.push(program);
@@ -80,6 +93,21 @@ fn is_criu(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "criu")
 }
 
+/// Every CRIU whose environment has the mark.
+fn marked(mark: &str) -> Vec<u32> {
+    let wanted = format!("{MARK}={mark}");
+    let has_mark = |pid: u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.any(|variable| variable == wanted.as_bytes())
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .filter(|pid| is_criu(*pid) && has_mark(*pid))
+        .collect()
+}
+
 /// Ended, and not taken note of by its parent.
 fn is_zombie(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -88,7 +116,7 @@ fn is_zombie(pid: u32) -> bool {
 }
 
 /// Kills a process, and no other that has got its pid meanwhile.
-fn kill(process: Process) {
+pub(super) fn kill(process: Process) {
     let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
     let held = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     if let Some(held) = held.filter(|_| process.lives()) {
@@ -112,7 +140,37 @@ mod tests {
     fn strays(process: Process) -> Strays {
         Strays {
             programs: vec![process],
-            cgroup: None,
+            ..Strays::default()
+        }
+    }
+
+    #[test]
+    fn a_criu_whose_runc_is_dead_is_known_by_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let criu = dir.path().join("criu");
+        fs::copy("/bin/sleep", &criu).unwrap();
+        let start = |program: &std::path::Path, mark: &str| {
+            let mut command = Command::new(program);
+            command.arg("100").env(MARK, mark).spawn().unwrap()
+        };
+        let mut ours = start(&criu, &mark("ns", "a"));
+        let others = [
+            start(&criu, &mark("ns", "ab")),
+            start(std::path::Path::new("/bin/sleep"), &mark("ns", "a")),
+        ];
+        while !is_criu(ours.id()) {
+            thread::sleep(POLL);
+        }
+        let strays = Strays {
+            mark: Some(mark("ns", "a")),
+            ..Strays::default()
+        };
+        strays.end(Duration::ZERO).unwrap();
+        assert!(!ours.wait().unwrap().success());
+        for mut other in others {
+            assert!(other.try_wait().unwrap().is_none());
+            other.kill().unwrap();
+            other.wait().unwrap();
         }
     }
 

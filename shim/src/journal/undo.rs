@@ -1,7 +1,7 @@
 //! Bringing the world back behind an operation that did not reach its end.
 //!
 //! ```text
-//! end CRIU and runc ─> thaw ─> GPU state back, kernel settings back ─> remove partial files
+//! end CRIU and runc ─> remove cgroups ─> thaw ─> GPU state back, kernel settings back ─> remove partial files
 //! ```
 //!
 //! Every step may be taken twice, and by two at the same time: it looks at what is there.
@@ -17,8 +17,9 @@ use std::{
 use kybernate_config::{names::CUDA_BINARY, settings::GpuSettings};
 
 use super::{
+    made,
     record::{Operation, Paused, Record},
-    strays::Strays,
+    strays::{Strays, mark},
 };
 use crate::checkpoint::{Freezer, workdir};
 
@@ -48,6 +49,7 @@ pub fn undo(record: &Record, by: By) -> Result<(), String> {
     let restored = intent.operation == Operation::Restore;
     let strays = Strays {
         programs: record.programs.clone(),
+        mark: restored.then(|| mark(&intent.namespace, &intent.id)),
         cgroup: intent.freezer.as_ref().map(|f| f.directory().to_owned()),
     };
     // A restore has nothing to undo: its processes belong to nobody.
@@ -57,6 +59,9 @@ pub fn undo(record: &Record, by: By) -> Result<(), String> {
         By::Owner | By::Heir => GRACE,
     };
     left.extend(strays.end(grace).err());
+    left.extend(made::remove(&intent.cgroups).err());
+    let state = intent.runc.as_deref();
+    left.extend(state.and_then(|state| made::forget(state).err()));
     let stays_frozen = match intent.paused {
         Paused::No => false,
         Paused::ForCheckpoint => by == By::Owner,

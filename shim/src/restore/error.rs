@@ -174,6 +174,9 @@ pub enum RestoreError {
         /// What is left, and what to do.
         left: String,
     },
+    /// Nobody waits for it any more.
+    #[error("the restore was undone: the call that asked for it ended (deadline or disconnect)")]
+    Stopped,
     /// Something on the host.
     #[error("cannot {action} {path}: {source}")]
     Host {
@@ -207,6 +210,7 @@ impl RestoreError {
             {
                 Class::ResourceExhausted
             }
+            Self::Stopped => Class::Cancelled,
             Self::Gpu(error) => error.class(),
             _ => Class::Unknown,
         }

@@ -31,6 +31,8 @@ use kybernate_oci::{
     signature,
 };
 
+use tokio_util::sync::CancellationToken;
+
 pub use self::error::RestoreError;
 use self::noted::Noted;
 use crate::{
@@ -40,6 +42,7 @@ use crate::{
     gpu::Wake,
     injected::{Attached, Rehearsal, Tree},
     io::Stdio,
+    journal::{MARK, mark},
     spec::SpecFacts,
 };
 
@@ -84,8 +87,12 @@ pub struct Prepared {
 }
 
 /// Verifies `source`, stages its images and puts the file system changes into the mounted
-/// root of the container that is being created.
-pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared, RestoreError> {
+/// root of the container that is being created. Undone once `gone` says that nobody waits for it.
+pub async fn prepare(
+    source: Source,
+    facts: &ContainerFacts,
+    gone: &CancellationToken,
+) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
     source.admit(&settings.restore)?;
     let criu = criu::Version::text(&facts.runc).await;
@@ -93,9 +100,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
             let injected = rehearse(facts, None, &record).await?;
-            let facts = facts.clone();
-            let prepared =
-                blocking(move || Prepared::from_images(&path, &facts, &settings, record)).await?;
+            let (facts, noted) = (facts.clone(), record.clone());
+            let stage = move || Prepared::from_images(&path, &facts, &settings, noted);
+            let prepared = record.blocking(gone, stage).await?;
             return Ok(Prepared {
                 injected,
                 ..prepared
@@ -114,10 +121,9 @@ pub async fn prepare(source: Source, facts: &ContainerFacts) -> Result<Prepared,
     if let Some(gpu) = archive.manifest().gpu.clone() {
         wake(gpu, facts, &settings).await?.release().await?;
     }
-    let facts = facts.clone();
-    let prepared =
-        blocking(move || Prepared::from_archive(&path, &archive, &facts, &settings, record))
-            .await?;
+    let (facts, noted) = (facts.clone(), record.clone());
+    let stage = move || Prepared::from_archive(&path, &archive, &facts, &settings, noted);
+    let prepared = record.blocking(gone, stage).await?;
     Ok(Prepared {
         injected,
         ..prepared
@@ -223,13 +229,19 @@ fn check_signature(path: &Path, digest: &str, keys: &[PathBuf]) -> Result<(), Re
 
 /// Brings the processes back. On return they run and runc knows them; the staged images are
 /// gone. GPU state, if there is any, is still in host memory: [`Wake::wake`] is the next step.
+/// Once `gone` says that nobody waits for it, all of it is undone.
 pub async fn start(
     prepared: Prepared,
     facts: &ContainerFacts,
     stdio: &mut Stdio,
     pid_file: &Path,
+    gone: &CancellationToken,
 ) -> Result<Option<Wake>, RestoreError> {
-    let started = start_processes(&prepared, facts, stdio, pid_file).await;
+    let started = tokio::select! {
+        biased;
+        () = gone.cancelled() => Err(RestoreError::Stopped),
+        started = start_processes(&prepared, facts, stdio, pid_file) => started,
+    };
     if started.is_err() {
         prepared.record.undo().await;
     }
@@ -290,7 +302,9 @@ async fn start_processes(
         command.arg("--no-pivot");
     }
     stdio.attach(&mut command);
-    command.arg(&facts.id);
+    command
+        .arg(&facts.id)
+        .env(MARK, mark(&facts.namespace, &facts.id));
     let failed = |runc| RestoreError::Processes {
         id: facts.id.clone(),
         criu: log::explain(&prepared.work.join(LOG)),
@@ -326,7 +340,7 @@ impl Prepared {
         let (mut restore, files) =
             Self::staged(facts, settings, &place, stage::size(manifest), &record)?;
         restore.gpu.clone_from(&manifest.gpu);
-        stage::extract(archive, restore.staging.path()).map_err(|source| {
+        stage::extract(archive, restore.staging.path(), record.halted()).map_err(|source| {
             RestoreError::Archive {
                 path: path.into(),
                 source,

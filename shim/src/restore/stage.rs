@@ -100,15 +100,14 @@ pub fn place(
 }
 
 /// Extracts what a restore needs into `staging`: CRIU's images into `images/`, the rest into
-/// `files/`. Every byte of the archive is verified, whether it is needed or not.
-pub fn extract(archive: &Archive, staging: &Path) -> Result<(), ReadError> {
+/// `files/`. Every byte of the archive is verified, whether it is needed or not. Ends soon after
+/// `halted` was set.
+pub fn extract(archive: &Archive, staging: &Path, halted: &AtomicBool) -> Result<(), ReadError> {
     let target = |entry: &Entry| match entry.name.strip_prefix(IMAGES) {
         Some(name) => (!name.is_empty()).then(|| Path::new("images").join(name)),
         None => is_staged(&entry.name).then(|| Path::new("files").join(&entry.name)),
     };
-    archive
-        .extract(&target, staging, 0, &AtomicBool::new(false))
-        .map(drop)
+    archive.extract(&target, staging, 0, halted).map(drop)
 }
 
 /// Copies a flat directory of images. Anything but a regular file is no image.

@@ -126,6 +126,44 @@ fn a_complete_archive_of_a_container_that_ends_survives_its_client() {
     }
 }
 
+/// Whenever the shim comes to its end: either its result is kept, or it could not be written and
+/// the container goes on.
+#[test]
+fn no_archive_is_lost_between_the_last_look_and_the_removal() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = || CheckpointError::Space {
+        path: "/".into(),
+        available: 0,
+        wanted: 0,
+    };
+    for round in 0..400_u32 {
+        let staging = Staging::create(&dir.path().join("a.zst"), false, true).unwrap();
+        for file in 0..8 {
+            staging.write(&format!("file-{file}"), b"x").unwrap();
+        }
+        let result = staging.path().join(RESULT_FILE);
+        let shim = std::thread::spawn(move || {
+            for _ in 0..round * 50 {
+                std::hint::spin_loop();
+            }
+            File::create_new(&result).is_ok()
+        });
+        let path = staging.path().to_owned();
+        let error = if round % 2 == 0 {
+            Some(staging.fail("c", refused()))
+        } else {
+            drop(staging);
+            None
+        };
+        let written = shim.join().unwrap();
+        assert_eq!(path.join(RESULT_FILE).exists(), written, "round {round}");
+        let kept = matches!(error, Some(CheckpointError::Kept { .. }));
+        assert!(error.is_none() || kept == written, "round {round}");
+        let _ = fs::remove_dir_all(path);
+    }
+    assert_eq!(names(dir.path()).len(), 0);
+}
+
 #[test]
 fn the_request_is_locked_until_withdrawn() {
     let dir = tempfile::tempdir().unwrap();

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
+use crate::{Container, Lab, eventually, lab, skip};
 use anyhow::{Context, Result};
 use command_fds::{CommandFdExt as _, FdMapping};
 use kybernate_hooks::cri::v1::{
     CheckpointContainerRequest, VersionRequest, image_service_client::ImageServiceClient,
 };
-use kybernate_integration::{Container, Lab, eventually, lab, skip};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -30,6 +30,7 @@ const LOG: &str = "/var/log/kybernate-cri-hooks.log";
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A running hook. The CRI of the lab goes through it for as long as it lives.
+#[derive(Debug)]
 pub struct Hook {
     lab: Arc<Lab>,
     child: Child,

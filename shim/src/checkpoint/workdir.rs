@@ -11,6 +11,8 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
+use crate::mount::mount_points;
+
 /// The subdirectory that may be a file system of its own.
 const IMAGES: &str = "images";
 /// Room in it for what is not counted.
@@ -75,14 +77,34 @@ impl WorkDir {
     }
 }
 
-/// Removes a work directory, also one that another process has left.
+/// Removes a work directory, also one that another process has left. What is mounted in it is
+/// detached first and never entered: besides the images that may be the cgroups of the machine,
+/// which CRIU mounts in its working directory for a restore (`.criu.cgyard.*`, criu/cgroup.c) and
+/// leaves there when it is killed.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match umount2(&path.join(IMAGES), MntFlags::MNT_DETACH) {
-        // Nothing is mounted there, nothing is there, or nobody here could have mounted it.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::EPERM) => {}
-        Err(errno) => return Err(errno.into()),
+    // Of those on top of each other the last one is on top.
+    for mounted in mounts_below(path)?.iter().rev() {
+        match umount2(mounted, MntFlags::MNT_DETACH) {
+            // It went with the one that it was in.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
     fs::remove_dir_all(path)
+}
+
+/// Where something is mounted below a directory, in the order of mounting.
+fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    // The kernel tells paths without links.
+    let path = match path.canonicalize() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found?,
+    };
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mount_points(&table).into_iter();
+    Ok(points
+        .filter(|point| point.starts_with(&path) && *point != path)
+        .collect())
 }
 
 impl Drop for WorkDir {
@@ -118,6 +140,30 @@ mod tests {
         assert!(is_mounted());
         drop(next);
         assert!(!is_mounted());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_mounted_in_it_is_not_entered() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED what_is_mounted_in_it_is_not_entered: only root may mount");
+            return;
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let others = tempfile::tempdir().unwrap();
+        fs::write(others.path().join("kept"), "").unwrap();
+        let dir = WorkDir::create(parent.path(), "ns", "a").unwrap();
+        let yard = dir.subdir("work").unwrap().join(".criu.cgyard.x");
+        fs::create_dir(&yard).unwrap();
+        let none = None::<&str>;
+        mount(Some("none"), &yard, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let inner = yard.join("freezer");
+        fs::create_dir(&inner).unwrap();
+        let bound = mount(Some(others.path()), &inner, none, MsFlags::MS_BIND, none);
+        bound.unwrap();
+        assert!(inner.join("kept").exists());
+        drop(dir);
+        assert!(others.path().join("kept").exists());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 

@@ -66,6 +66,8 @@ fn channel_to(socket: PathBuf) -> Channel {
 
 /// containerd's log in the lab.
 pub(super) const LOG: &str = "/var/log/containerd.log";
+/// containerd asks every shim at its start, and waits 2 s for one that has no processor.
+const READY: Duration = Duration::from_secs(90);
 const PID: &str = "/run/lab-containerd.pid";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const KUBERNETES: Namespaced = Namespaced(kybernate_config::names::KUBERNETES_NAMESPACE);
@@ -133,7 +135,7 @@ impl Lab {
             .spawn()
             .context("cannot run nsenter")?;
         let mut cri = self.cri();
-        let ready = eventually("containerd ready", Duration::from_secs(30), || {
+        let ready = eventually("containerd ready", READY, || {
             let exited = child.try_wait();
             let mut cri = cri.clone();
             async move {

@@ -84,6 +84,11 @@ fn is_as_it_was(cx: &Case, path: &str) -> Result<()> {
 
 async fn survives(cx: &Case, world: &World, step: &'static str, kind: Kind) -> Result<()> {
     let path = directory(cx, world)?;
+    // The guardian of the cell before ends a moment after its checkpoint.
+    eventually("nothing left", PROMISE, || async {
+        nothing_left(&cx.lab).map(Some)
+    })
+    .await?;
     let node = Node::look(&cx.lab)?;
     let before = world.work.count(&world.container)?;
     let fault = Fault::set(&cx.lab, step, kind)?;

@@ -142,7 +142,7 @@ async fn soak(cx: Case) -> Result<()> {
     let last = sample()?;
     println!("soak: {}", last.line(begun));
     let first = samples.first().context("no sample was taken")?;
-    let flat = first.compare(&last);
+    let flat = first.compare(&last, begun);
 
     for pod in pods {
         pod.end().await?;

@@ -16,7 +16,7 @@ use kybernate_integration::{
 use crate::{
     slot::{Kind, Slot},
     tally::Outcome,
-    world::promised,
+    world::{LOST_TRACK, promised},
 };
 
 const SIGKILL: u32 = 9;
@@ -98,6 +98,15 @@ impl Slot {
                 world
                     .tally
                     .note(operation.name(), Outcome::Failed("containerd restarted"));
+            }
+            Err(error) if restarts > 0 && format!("{error:#}").contains(LOST_TRACK) => {
+                self.ending = true;
+                let settled = self.settle(pod).await;
+                settled.with_context(|| format!("{subject}, which containerd lost: after that"))?;
+                world.tally.note(
+                    operation.name(),
+                    Outcome::Failed("containerd lost track of it"),
+                );
             }
             Err(error) => return Err(error.context(subject)),
         }

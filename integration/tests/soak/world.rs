@@ -22,7 +22,7 @@ const AT_ONCE: usize = 6;
 pub const TRIES: usize = 20;
 
 /// What is said of a containerd that goes, is away, or has just come.
-const CUT_OFF: [&str; 12] = [
+const CUT_OFF: [&str; 13] = [
     "transport error",
     "unavailable",
     "went away",
@@ -37,7 +37,12 @@ const CUT_OFF: [&str; 12] = [
     "stands still",
     // It has not seen the exit.
     "killed, and 255",
+    // A shim had no processor when it came and asked.
+    LOST_TRACK,
 ];
+/// What the CRI says of a container whose shim did not answer containerd's start within 2 s. kubelet
+/// ends it and starts another.
+pub const LOST_TRACK: &str = "CONTAINER_UNKNOWN";
 
 /// A promise that does not hold. No restart of anything excuses it.
 #[derive(Debug)]
@@ -116,7 +121,7 @@ impl World {
 
     /// Waits until containerd is there; returns [`Self::restarts`].
     pub async fn containerd(&self) -> Result<u64> {
-        eventually("containerd", Duration::from_secs(60), || async {
+        eventually("containerd", Duration::from_secs(120), || async {
             let restarts = self.restarts();
             if restarts % 2 == 1 {
                 return Ok(None);

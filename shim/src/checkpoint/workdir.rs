@@ -12,7 +12,7 @@ use nix::{
     sys::statfs::{FsType, TMPFS_MAGIC, statfs},
 };
 
-use crate::mount::unmount_all;
+use crate::mount::mount_points;
 
 /// From linux/magic.h.
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
@@ -94,16 +94,34 @@ pub fn is_in_memory(path: &Path) -> io::Result<bool> {
     Ok(kind == TMPFS_MAGIC || kind == FsType(RAMFS_MAGIC))
 }
 
-/// Removes a work directory, also one that another process has left.
+/// Removes a work directory, also one that another process has left. What is mounted in it is
+/// detached first and never entered: besides the images that may be what hooks mount, and the cgroups
+/// of the machine, which CRIU mounts in its working directory for a restore (`.criu.cgyard.*`, criu/cgroup.c) and
+/// leaves there when it is killed.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match umount2(&path.join(IMAGES), MntFlags::MNT_DETACH) {
-        // Nothing is mounted there, nothing is there, or nobody here could have mounted it.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::EPERM) => {}
-        Err(errno) => return Err(errno.into()),
+    // Of those on top of each other the last one is on top.
+    for mounted in mounts_below(path)?.iter().rev() {
+        match umount2(mounted, MntFlags::MNT_DETACH) {
+            // It went with the one that it was in.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
-    // What hangs there is the node's, and must not be removed with the rest.
-    unmount_all(&path.join(INJECTED)).map_err(io::Error::other)?;
     fs::remove_dir_all(path)
+}
+
+/// Where something is mounted below a directory, in the order of mounting.
+fn mounts_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    // The kernel tells paths without links.
+    let path = match path.canonicalize() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        found => found?,
+    };
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = mount_points(&table).into_iter();
+    Ok(points
+        .filter(|point| point.starts_with(&path) && *point != path)
+        .collect())
 }
 
 impl Drop for WorkDir {
@@ -143,23 +161,27 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_in_it_outlives_it() {
+    fn what_is_mounted_in_it_is_not_entered() {
         if !nix::unistd::geteuid().is_root() {
-            eprintln!("SKIPPED what_hangs_in_it_outlives_it: only root may mount");
+            eprintln!("SKIPPED what_is_mounted_in_it_is_not_entered: only root may mount");
             return;
         }
         let parent = tempfile::tempdir().unwrap();
-        let of_the_node = tempfile::tempdir().unwrap();
-        fs::write(of_the_node.path().join("libcuda.so"), b"x").unwrap();
+        let others = tempfile::tempdir().unwrap();
+        fs::write(others.path().join("kept"), "").unwrap();
         let dir = WorkDir::create(parent.path(), "ns", "a").unwrap();
-        let place = dir.injected().join("0");
-        fs::create_dir_all(&place).unwrap();
-        let source = Some(of_the_node.path());
-        mount(source, &place, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-        assert!(place.join("libcuda.so").exists());
+        let yard = dir.subdir("work").unwrap().join(".criu.cgyard.x");
+        fs::create_dir(&yard).unwrap();
+        let none = None::<&str>;
+        mount(Some("none"), &yard, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let inner = yard.join("freezer");
+        fs::create_dir(&inner).unwrap();
+        let bound = mount(Some(others.path()), &inner, none, MsFlags::MS_BIND, none);
+        bound.unwrap();
+        assert!(inner.join("kept").exists());
         drop(dir);
+        assert!(others.path().join("kept").exists());
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
-        assert!(of_the_node.path().join("libcuda.so").exists());
     }
 
     #[test]

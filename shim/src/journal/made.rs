@@ -83,7 +83,7 @@ pub fn remove(cgroups: &[PathBuf]) -> Result<(), String> {
 
 /// Removes runc's directory of a container that it does not know. Blocks.
 pub fn forget(state: &Path) -> Result<(), String> {
-    if !state.exists() || state.join(STATE).exists() {
+    if !state.exists() {
         return Ok(());
     }
     let failed = |error: &dyn std::fmt::Display| {
@@ -98,6 +98,10 @@ pub fn forget(state: &Path) -> Result<(), String> {
             Err(Errno::EINVAL | Errno::ENOENT | Errno::EPERM) => break,
             Err(errno) => return Err(failed(&errno)),
         }
+    }
+    // From here on `runc delete` does it, which fails while something is mounted there.
+    if state.join(STATE).exists() {
+        return Ok(());
     }
     // Never into a directory: what is in one may be the container's own root.
     let remove = || {

@@ -39,7 +39,7 @@ pub(crate) fn criu_texts() -> Vec<Vec<u8>> {
     [
         "(00.000012) Version: 4.2.1 (gitid 0)\n(00.01) Warn  (a.c:1): odd\n4.2.1\n",
         "(00.1) 1: Error (criu/sk-inet.c:189): inet: Connected TCP socket\n(00.2) Error (x): y\n",
-        "2 1 8:1 /var/x /etc/hosts ro,relatime shared:1 - ext4 /dev/vda rw\n",
+        "2 1 8:1 /var/x /etc/hosts ro,relatime shared:1 - ext4 /dev/vda rw\n1 2 - ext4 /dev/vda rw\n",
         "  sl  local_address rem_address\n   1: 0100007F:D431 0100007F:9C40 01 00000000:00000000 \
          00:00000000 00000000     0        0 4242 1 0\n",
     ]

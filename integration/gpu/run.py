@@ -395,6 +395,8 @@ def case_faults():
 
     def while_it_runs(case, program, delay, sign=signal.SIGKILL, arguments=(), after=lambda: None):
         before = container.count()
+        if os.path.exists(path):
+            os.remove(path)
         client = subprocess.Popen(["kybernate", "checkpoint", container.id, "-o", path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         until = time.time() + 20
         while time.time() < until:
@@ -451,7 +453,7 @@ def case_faults():
 
 def restore_faults(path):
     """A restore that fails leaves no process on the GPU and an archive that can be restored."""
-    for program, delay in (("criu", 0.4), ("runc", 0.4), ("kybernate-cuda", 0.2)):
+    for program in ("criu", "runc", "kybernate-cuda"):
         ended = {}
 
         def attempt():
@@ -462,12 +464,11 @@ def restore_faults(path):
 
         thread = threading.Thread(target=attempt)
         thread.start()
-        until, found = time.time() + 20, []
-        while not found and time.time() < until:
-            found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name(pid) == program]
-            time.sleep(0.01)
-        time.sleep(delay)
-        for pid in found:
+        # The CRIU that restores, not the one that was asked for its version.
+        until = time.time() + 30
+        while time.time() < until and not any(name(pid) == "criu" and b"swrk" in arguments_of(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+            time.sleep(0.002)
+        for pid in [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name(pid) == program]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -538,6 +539,13 @@ def case_shim_killed():
             left = error
             time.sleep(0.5)
     raise left
+
+
+def arguments_of(pid):
+    try:
+        return open(f"/proc/{pid}/cmdline", "rb").read()
+    except OSError:
+        return b""
 
 
 def name(pid):

@@ -13,7 +13,7 @@ pub const TARGETS: &[Target] = &[
         name: "archive",
         run: archive::fuzzing::archive,
         seeds: archive::fuzzing::archives,
-        rounds: 1_500,
+        rounds: 500,
     },
     Target {
         name: "seek_table",
@@ -25,13 +25,13 @@ pub const TARGETS: &[Target] = &[
         name: "rootfs_diff",
         run: rootfs::fuzzing::rootfs_diff,
         seeds: rootfs::fuzzing::tars,
-        rounds: 1_000,
+        rounds: 300,
     },
     Target {
         name: "signature",
         run: |data, _| signature::fuzzing::signature(data),
         seeds: signature::fuzzing::signatures,
-        rounds: 1_000,
+        rounds: 300,
     },
 ];
 

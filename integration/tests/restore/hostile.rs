@@ -196,8 +196,11 @@ pub async fn cve_2026_50195_images_stay(cx: Case) -> Result<()> {
     Ok(())
 }
 
-/// A tar of members: kind, name, target, content.
-fn tar(members: &[(tar::EntryType, &str, &str, &str)]) -> Result<Vec<u8>> {
+/// Kind, name, target, content.
+type Member<'a> = (tar::EntryType, &'a str, &'a str, &'a str);
+
+/// A tar of members.
+fn tar(members: &[Member<'_>]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for (kind, name, target, content) in members {
         let mut header = tar::Header::new_ustar();
@@ -234,7 +237,7 @@ pub async fn cve_2026_53489_files_of_the_host_stay(cx: Case) -> Result<()> {
     let (archive, at) = archived(&pod, &work).await?;
     fs::write(cx.lab.path(CANARY), "precious")?;
     let up = format!("../../../../../../../../../..{CANARY}");
-    let refusals: [(&[(Kind, &str, &str, &str)], &str); 5] = [
+    let refusals: [(&[Member<'_>], &str); 5] = [
         (
             &[(Kind::Regular, &up, "", "hostile")],
             "must stay below the root",

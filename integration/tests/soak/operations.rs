@@ -82,6 +82,7 @@ impl Slot {
         let world = self.world.clone();
         let _gate = world.gate.read().await;
         let _busy = world.busy.acquire().await?;
+        self.replace_unknown(pod).await?;
         let restarts = world.restarts();
         let subject = format!(
             "{} of {} ({:?})",

@@ -120,6 +120,7 @@ async fn each(slot: Option<&mut Slot>, pod: &Pod, until: Instant) {
 async fn archive_all(slots: &mut [Slot], pod: &Pod) -> Result<()> {
     for slot in slots {
         for tried in 0.. {
+            slot.replace_unknown(pod).await?;
             let restarts = slot.world.restarts();
             let error = match slot.exit().await {
                 Ok(()) => break,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use kybernate_config::names;
 use kybernate_hooks::{
     containerd::{task::Status, tasks::ResumeTaskRequest},
-    cri::v1::{ContainerFilter, ListContainersRequest, RemoveContainerRequest},
+    cri::v1::{ContainerFilter, ContainerState, ListContainersRequest, RemoveContainerRequest},
 };
 use kybernate_integration::{
     Container, Pod,
@@ -22,6 +22,7 @@ use kybernate_integration::{
 
 use crate::{
     random::Random,
+    tally::Outcome,
     world::{World, promised},
 };
 
@@ -62,6 +63,8 @@ pub struct Slot {
     pub ending: bool,
     /// What it has counted to, at least.
     pub floor: u64,
+    /// containerd's restarts after which it was looked at.
+    seen: u64,
     pub saved: Option<Saved>,
 }
 
@@ -88,8 +91,35 @@ impl Slot {
             container: None,
             ending: false,
             floor: 0,
+            seen: 0,
             saved: None,
         }
+    }
+
+    /// Replaces a container that containerd has lost track of, as kubelet does: the CRI says so of
+    /// one that was paused when containerd started, or whose shim did not answer within 2 s then.
+    pub async fn replace_unknown(&mut self, pod: &Pod) -> Result<()> {
+        let world = self.world.clone();
+        while self.seen != world.restarts() {
+            let restarts = world.containerd().await?;
+            let Some(container) = self.container.clone() else {
+                break;
+            };
+            match container.status().await {
+                Ok(status) => {
+                    if status.state() == ContainerState::ContainerUnknown {
+                        self.ending = true;
+                        self.settle(pod).await?;
+                        let lost = Outcome::Failed("containerd lost track of it");
+                        world.tally.note("restart of containerd", lost);
+                    }
+                    self.seen = restarts;
+                }
+                Err(error) if world.excuses(restarts, &error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn builder(&self, pod: &Pod) -> Result<ContainerBuilder> {
@@ -216,6 +246,12 @@ impl Slot {
                 "nobody has ended {}, and it is {status:?}",
                 container.id
             );
+            let known = container.status().await?.state();
+            if known == ContainerState::ContainerUnknown {
+                self.ending = true;
+                self.clear(pod).await?;
+                return self.bring_back(pod).await;
+            }
             if status == Status::Paused {
                 let container_id = container.id.clone();
                 let resume = ResumeTaskRequest { container_id };

@@ -107,7 +107,7 @@ impl Container {
                 {
                     tracing::error!(id = %self.id, %error, "cannot end the container");
                 }
-                let _ = wake.release().await;
+                wake.give_up().await;
                 let exit = claim.exit().await;
                 self.init.set_exited(exit);
                 Err(error.into())

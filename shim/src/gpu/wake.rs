@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::{GpuError, evidence, helper::Helper, huge, nodes, place};
-use crate::reaper::Reaper;
+use crate::{journal, reaper::Reaper};
 
 /// A restore of a container with GPU state: what is needed once its processes are there.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub struct Wake {
     gpu: Gpu,
     map: Vec<(String, String)>,
     limit: Duration,
+    settings: GpuSettings,
 }
 
 impl Wake {
@@ -42,6 +43,7 @@ impl Wake {
             gpu,
             map,
             limit: Duration::from_secs(settings.timeout_s),
+            settings: settings.clone(),
         })
     }
 
@@ -81,9 +83,25 @@ impl Wake {
         Ok(begun.elapsed())
     }
 
+    /// Ends the helper's watch after a failure, of which the helper's own end may be the cause: then
+    /// somebody else has to put back what it held.
+    pub async fn give_up(&self) {
+        if self.release().await.is_err() {
+            put_settings_back(self.settings.clone()).await;
+        }
+    }
+
     /// Ends the helper's watch.
     pub async fn release(&self) -> Result<(), GpuError> {
         self.helper.set("release", Op::Release).await
+    }
+}
+
+/// Puts back kernel settings that a dead helper has held.
+pub async fn put_settings_back(settings: GpuSettings) {
+    let put = tokio::task::spawn_blocking(move || journal::put_settings_back(&settings)).await;
+    if let Err(left) = put.unwrap_or_else(|bug| Err(bug.to_string())) {
+        tracing::error!(left, "kernel settings are not put back");
     }
 }
 

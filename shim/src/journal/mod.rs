@@ -40,7 +40,7 @@ use kybernate_cuda::process::Process;
 
 use crate::reaper::Reaper;
 
-pub(crate) use self::undo::helper;
+pub(crate) use self::undo::{helper, put_settings_back};
 pub use self::{
     record::{FIRST_STEP, Filled, Intent, Note, Operation, Paused, Record, VERSION},
     strays::{MARK, Strays, mark},

@@ -146,7 +146,7 @@ fn revive(record: &Record) -> Result<(), String> {
 }
 
 /// Puts back kernel settings whose holders are dead.
-fn put_settings_back(settings: &GpuSettings) -> Result<(), String> {
+pub(crate) fn put_settings_back(settings: &GpuSettings) -> Result<(), String> {
     run(settings, [])
 }
 

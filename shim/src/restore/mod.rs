@@ -39,7 +39,7 @@ use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
     criu::{self, log},
-    gpu::Wake,
+    gpu::{self, Wake},
     injected::{Attached, Rehearsal, Tree},
     io::Stdio,
     journal::{MARK, mark},
@@ -244,6 +244,11 @@ pub async fn start(
     };
     if started.is_err() {
         prepared.record.undo().await;
+        if prepared.gpu.is_some()
+            && let Ok(settings) = Settings::load()
+        {
+            gpu::put_settings_back(settings.gpu).await;
+        }
     }
     started
 }

@@ -82,6 +82,9 @@ async fn soak(cx: Case) -> Result<()> {
     fs::create_dir_all(lab.path(ARCHIVES))?;
     let plugin = Plugin::start(&lab).await?;
     let hook = Hook::start(&lab).await?;
+    // The first pod makes what stays: the cgroup of all pods.
+    let first = cx.pod().start().await?;
+    node::remove(&first, &lab).await?;
     let before = node::Node::look_at_names(&lab)?;
 
     let world = Arc::new(World::new(cx.clone(), seed, lasts));

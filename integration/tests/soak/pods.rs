@@ -1,6 +1,10 @@
 //! Pods: some last as long as the soak, the others move their containers to another pod.
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail};
 use kybernate_hooks::cri::v1::{
@@ -76,7 +80,9 @@ impl PodOfSlots {
         let (pod, slots) = (self.pod.clone(), &mut self.slots);
         archive_all(slots, &pod).await?;
         again(&world, "removal of a pod", || node::remove(&pod, &pod.lab)).await?;
-        self.pod = again(&world, "another pod", || another(world.clone())).await?;
+        let tried = Arc::new(Mutex::new(Vec::new()));
+        let start = || another(world.clone(), tried.clone());
+        self.pod = again(&world, "another pod", start).await?;
         for slot in &mut self.slots {
             let restarts = world.restarts();
             match slot.bring_back(&self.pod).await {
@@ -153,15 +159,18 @@ where
     bail!("{what}: cut off {TRIES} times")
 }
 
-/// Starts a pod, and removes what is left of it if that fails.
-async fn another(world: Arc<World>) -> Result<Pod> {
-    let builder = world.cx.pod();
-    let name = builder.config.metadata.clone().unwrap_or_default().name;
-    let started = builder.start().await;
-    if started.is_err() {
+/// Starts a pod, and removes what is left of those whose start was cut off before.
+async fn another(world: Arc<World>, tried: Arc<Mutex<Vec<String>>>) -> Result<Pod> {
+    let before = tried.lock().map(|names| names.clone()).unwrap_or_default();
+    for name in before {
         remove_named(&world.cx.lab, &name).await?;
     }
-    started
+    let builder = world.cx.pod();
+    let name = builder.config.metadata.clone().unwrap_or_default().name;
+    if let Ok(mut names) = tried.lock() {
+        names.push(name);
+    }
+    builder.start().await
 }
 
 /// Removes what is left of a pod whose start has failed.

@@ -466,8 +466,9 @@ def restore_faults(path):
         thread.start()
         # The CRIU that restores, not the one that was asked for its version.
         until = time.time() + 30
-        while time.time() < until and not any(name(pid) == "criu" and b"swrk" in arguments_of(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+        while time.time() < until and not glob.glob("/run/kybernate/restore/*/work/restore.log"):
             time.sleep(0.002)
+        time.sleep(0.1)
         for pid in [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and name(pid) == program]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -539,13 +540,6 @@ def case_shim_killed():
             left = error
             time.sleep(0.5)
     raise left
-
-
-def arguments_of(pid):
-    try:
-        return open(f"/proc/{pid}/cmdline", "rb").read()
-    except OSError:
-        return b""
 
 
 def name(pid):

@@ -150,6 +150,7 @@ impl Runc {
     /// Starts a command made by [`Runc::command`].
     pub fn spawn(&self, mut command: Command) -> Result<RuncChild, RuncError> {
         let log = log_of(&command);
+        tracing::debug!(operation = operation_of(&command), "runs runc");
         let (child, claim) =
             self.reaper
                 .spawn(&mut command)

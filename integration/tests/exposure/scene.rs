@@ -37,6 +37,7 @@ impl Halfway {
     /// Takes a checkpoint up to a step.
     pub async fn at(container: &Container, step: &str) -> Result<Self> {
         let lab = &container.lab;
+        fs::create_dir_all(lab.path("/run/kybernate"))?;
         fs::write(lab.path(FAULT), format!("{step} wait"))?;
         let archive = Archive::new(lab)?;
         let (to, id) = (archive.clone(), container.id.clone());

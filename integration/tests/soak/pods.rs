@@ -170,6 +170,7 @@ async fn another(world: Arc<World>, tried: Arc<Mutex<Vec<String>>>) -> Result<Po
     if let Ok(mut names) = tried.lock() {
         names.push(name);
     }
+    let _making = world.making.read().await;
     builder.start().await
 }
 

@@ -206,8 +206,17 @@ impl Slot {
         if let Some(saved) = &saved {
             builder = builder.annotation(names::RESTORE_FROM, &saved.archive.path);
         }
-        let started = builder.start().await;
-        let started = started.context(if saved.is_some() { "restore" } else { "start" })?;
+        let world = self.world.clone();
+        let started = async {
+            let created = {
+                let _making = world.making.read().await;
+                builder.create().await?
+            };
+            created.start().await?;
+            Ok::<_, anyhow::Error>(created)
+        };
+        let what = if saved.is_some() { "restore" } else { "start" };
+        let started = started.await.context(what)?;
         self.container = Some(started.clone());
         self.ending = false;
         self.floor = saved.as_ref().map_or(0, |saved| saved.from);

@@ -76,6 +76,9 @@ pub struct World {
     /// Held for reading by whoever works, for writing by whoever wants to look.
     pub gate: RwLock<()>,
     pub busy: Semaphore,
+    /// Held for reading while containerd makes a snapshot. Killed then, it may have the directory of
+    /// one that its database does not know, and can't make the next ("file exists").
+    pub making: RwLock<()>,
     /// Beginnings and ends of containerd's restarts: odd while it is away.
     restarts: AtomicU64,
     failure: Mutex<Option<String>>,
@@ -90,6 +93,7 @@ impl World {
             tally: Tally::default(),
             gate: RwLock::new(()),
             busy: Semaphore::new(AT_ONCE),
+            making: RwLock::new(()),
             restarts: AtomicU64::new(0),
             failure: Mutex::default(),
         }
@@ -152,8 +156,11 @@ impl World {
             if self.is_over() {
                 break;
             }
-            self.restarts.fetch_add(1, Ordering::SeqCst);
-            self.cx.lab.kill_containerd().await?;
+            {
+                let _making = self.making.write().await;
+                self.restarts.fetch_add(1, Ordering::SeqCst);
+                self.cx.lab.kill_containerd().await?;
+            }
             tokio::time::sleep(away).await;
             self.cx.lab.start_containerd().await?;
             self.restarts.fetch_add(1, Ordering::SeqCst);

@@ -122,11 +122,9 @@ fn calls(data: &[u8]) {
         assert!(options.runc_root("ns").ends_with("ns"));
     }
     for line in text.lines() {
-        match Output::parse(line) {
-            Ok(Output::File(path) | Output::Program { program: path, .. }) => {
-                assert!(path.is_absolute());
-            }
-            Ok(_) | Err(_) => {}
+        if let Ok(Output::File(path) | Output::Program { program: path, .. }) = Output::parse(line)
+        {
+            assert!(path.is_absolute());
         }
         if let Some(address) = Address::parse(line) {
             assert!(address.path().is_absolute());

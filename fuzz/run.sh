@@ -16,8 +16,11 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 cargo fuzz build --target "$host"
 targets=("$@")
 [ "${#targets[@]}" -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
-# Inputs become files by the thousand.
+# Inputs become files by the thousand: in memory, and gone afterwards.
 [ ! -d /dev/shm ] || export TMPDIR=/dev/shm
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 failed=0
 printf '%-12s %12s %8s %s\n' target executions edges finding
 for target in "${targets[@]}"; do

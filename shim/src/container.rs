@@ -352,7 +352,6 @@ impl Container {
 }
 
 /// Reads the pid that runc wrote.
-/// The pid in a file that runc wrote.
 pub fn read_pid(path: &Path) -> io::Result<u32> {
     let text = fs::read_to_string(path)?;
     text.trim()

@@ -43,6 +43,14 @@ pub enum SpecError {
         /// Why not.
         source: io::Error,
     },
+    /// The file can't be written.
+    #[error("cannot write the runtime spec {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The file is not a runtime spec.
     #[error("the runtime spec {path} does not parse: {source}")]
     Parse {
@@ -106,6 +114,13 @@ impl SpecFacts {
             source,
         })?;
         serde_json::from_slice(&text).map_err(|source| SpecError::Parse { path, source })
+    }
+
+    /// Makes `spec` the spec of a bundle.
+    pub fn write_whole(bundle: &Path, spec: &serde_json::Value) -> Result<(), SpecError> {
+        let path = bundle.join(CONFIG_FILE);
+        let text = serde_json::to_vec(spec).expect("JSON that was read can be written");
+        std::fs::write(&path, text).map_err(|source| SpecError::Write { path, source })
     }
 
     /// Parses the text of a spec.

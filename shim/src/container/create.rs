@@ -25,7 +25,7 @@ use crate::{
     process::Process,
     restore::{self, Source},
     runc::Runc,
-    spec::{CONFIG_FILE, SpecFacts},
+    spec::SpecFacts,
     trigger::Trigger,
     wishes,
 };
@@ -247,13 +247,7 @@ fn prepare_spec(bundle: &Path) -> Result<(), ContainerError> {
     let mut spec = SpecFacts::read_whole(bundle)?;
     let wished = wishes::apply(bundle, &mut spec)?;
     if criu::config::annotate(bundle, &mut spec) || wished {
-        let path = bundle.join(CONFIG_FILE);
-        let text = serde_json::to_vec(&spec).expect("JSON that was read can be written");
-        fs::write(&path, text).map_err(|source| ContainerError::Host {
-            action: "prepare",
-            path,
-            source,
-        })?;
+        SpecFacts::write_whole(bundle, &spec)?;
     }
     Ok(())
 }

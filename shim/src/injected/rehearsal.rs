@@ -14,7 +14,7 @@ use super::Tree;
 use crate::{
     container::{ContainerFacts, read_pid},
     runc::RuncError,
-    spec::{CONFIG_FILE, SpecError, SpecFacts},
+    spec::{SpecError, SpecFacts},
 };
 
 /// Its bundle, in the container's.
@@ -125,7 +125,7 @@ impl Rehearsal {
         remove(bundle).map_err(host("remove an old bundle"))?;
         fs::create_dir(bundle).map_err(host("make a bundle"))?;
         let spec = rehearsed(original.clone(), &facts.rootfs);
-        write(&bundle.join(CONFIG_FILE), &spec).map_err(host("write a spec"))?;
+        SpecFacts::write_whole(bundle, &spec)?;
 
         let pid_file = bundle.join(PID_FILE);
         let mut command = facts.runc.command("create");
@@ -155,8 +155,7 @@ impl Rehearsal {
             .await
             .unwrap_or_else(|bug| Err(io::Error::other(bug)));
         let mounts = mounts.map_err(host("take over mounts"))?;
-        let spec = restored(made, &original);
-        write(&facts.bundle.join(CONFIG_FILE), &spec).map_err(host("write the spec"))?;
+        SpecFacts::write_whole(&facts.bundle, &restored(made, &original))?;
         Ok(Self { mounts })
     }
 
@@ -222,11 +221,6 @@ fn set(spec: &mut Value, at: &str, value: Option<Value>) {
         (Some(parent), None) => drop(parent.remove(name)),
         (None, _) => {}
     }
-}
-
-fn write(path: &Path, spec: &Value) -> io::Result<()> {
-    let text = serde_json::to_vec(spec).expect("JSON that was read can be written");
-    fs::write(path, text)
 }
 
 fn remove(bundle: &Path) -> io::Result<()> {

@@ -205,7 +205,9 @@ impl RestoreError {
             | Self::NoSharedMemory
             | Self::Rehearsal(RehearsalError::Missing { .. }) => Class::FailedPrecondition,
             Self::Space { .. } => Class::ResourceExhausted,
-            Self::Step { source, .. } | Self::Host { source, .. }
+            Self::Step { source, .. }
+            | Self::Host { source, .. }
+            | Self::Spec(SpecError::Write { source, .. })
                 if source.kind() == io::ErrorKind::StorageFull =>
             {
                 Class::ResourceExhausted

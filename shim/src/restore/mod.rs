@@ -285,8 +285,7 @@ async fn start_processes(
             source,
         }
     })?;
-    spec::follow_links(facts)?;
-    spec::keep_read_only(facts)?;
+    spec::complete(facts)?;
     let mut command = facts.runc.command("restore");
     command
         .args([

@@ -9,51 +9,36 @@ use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use super::RestoreError;
-use crate::{
-    container::ContainerFacts,
-    spec::{CONFIG_FILE, SpecFacts},
-};
+use crate::{container::ContainerFacts, spec::SpecFacts};
 
-/// Makes the mount of a read-only root read-only. `runc create` does that itself; `runc restore`
-/// of runc 1.1 leaves it to CRIU, which restores no flags of the root. Everything that restore
-/// needs to find in the root is there by now.
-pub fn keep_read_only(facts: &ContainerFacts) -> Result<(), RestoreError> {
-    let spec = SpecFacts::read_whole(&facts.bundle)?;
-    if spec.pointer("/root/readonly").and_then(Value::as_bool) != Some(true) {
-        return Ok(());
-    }
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    mount(
-        None::<&str>,
-        &facts.rootfs,
-        None::<&str>,
-        flags,
-        None::<&str>,
-    )
-    .map_err(|errno| RestoreError::Host {
-        action: "make read-only",
-        path: facts.rootfs.clone(),
-        source: errno.into(),
-    })
-}
-
-/// Names the sources of bind mounts without links. runc follows links when it makes a container;
-/// at restore it hands the names to CRIU, which would mount the link itself (criu/mount-v2.c).
-pub fn follow_links(facts: &ContainerFacts) -> Result<(), RestoreError> {
+/// Does it. Everything that a restore needs to find in the root is there by now.
+pub fn complete(facts: &ContainerFacts) -> Result<(), RestoreError> {
     let mut spec = SpecFacts::read_whole(&facts.bundle)?;
-    if !resolve(&mut spec, |source| fs::canonicalize(source).ok()) {
-        return Ok(());
+    // runc follows links when it makes a container; at restore it hands names to CRIU, which would
+    // mount the link itself (criu/mount-v2.c).
+    if resolve(&mut spec, |source| fs::canonicalize(source).ok()) {
+        SpecFacts::write_whole(&facts.bundle, &spec)?;
     }
-    let path = facts.bundle.join(CONFIG_FILE);
-    let text = serde_json::to_vec(&spec).expect("JSON that was read can be written");
-    fs::write(&path, text).map_err(|source| RestoreError::Host {
-        action: "prepare",
-        path,
-        source,
+    if spec.pointer("/root/readonly").and_then(Value::as_bool) == Some(true) {
+        make_read_only(&facts.rootfs)?;
+    }
+    Ok(())
+}
+
+/// `runc create` does that itself; `runc restore` of runc 1.1 leaves it to CRIU, which restores no
+/// flags of the root.
+fn make_read_only(rootfs: &Path) -> Result<(), RestoreError> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    mount(None::<&str>, rootfs, None::<&str>, flags, None::<&str>).map_err(|errno| {
+        RestoreError::Host {
+            action: "make read-only",
+            path: rootfs.into(),
+            source: errno.into(),
+        }
     })
 }
 
-/// Whether something has changed. A source that can't be resolved stays: runc says why.
+/// Names the sources of bind mounts without links, and tells whether that changed any. A source that can't be resolved stays: runc says why.
 fn resolve(spec: &mut Value, canonical: impl Fn(&Path) -> Option<PathBuf>) -> bool {
     let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
     let mut changed = false;

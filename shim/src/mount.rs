@@ -157,6 +157,20 @@ fn mount_one(one: &Mount, target: &Path) -> Result<(), MountError> {
     mount().map_err(failed)
 }
 
+/// Runs in a thread that shares neither working directory nor root with others, so that it may
+/// change them, or enter another mount namespace.
+pub fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, || {
+            unshare(CloneFlags::CLONE_FS)?;
+            work()
+        })?;
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 struct Call<'a> {
     one: &'a Mount,
     target: &'a Path,
@@ -165,17 +179,10 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// In a thread with a working directory of its own.
     fn run_in(&self, base: &Path) -> io::Result<()> {
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_FS)?;
-                std::env::set_current_dir(base)?;
-                self.run()
-            })?;
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        apart(|| {
+            std::env::set_current_dir(base)?;
+            self.run()
         })
     }
 

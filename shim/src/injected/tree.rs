@@ -11,12 +11,11 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
-    thread,
 };
 
 use nix::{
     mount::{MntFlags, umount2},
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, setns},
 };
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
@@ -24,7 +23,10 @@ use rustix::{
 };
 
 use super::Injected;
-use crate::{criu::config::External, mount::table};
+use crate::{
+    criu::config::External,
+    mount::{apart, table},
+};
 
 /// A mount that hangs nowhere.
 #[derive(Debug)]
@@ -39,16 +41,9 @@ impl Tree {
     /// Clones mounts of the mount namespace of `pid`.
     pub(super) fn clone_all(pid: u32, mounts: &[Injected]) -> io::Result<Vec<Self>> {
         let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
-        // A thread may be in a mount namespace of its own once it shares no directory with others.
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_FS)?;
-                setns(&namespace, CloneFlags::CLONE_NEWNS)?;
-                mounts.iter().map(Self::clone_one).collect()
-            })?;
-            thread
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        apart(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+            mounts.iter().map(Self::clone_one).collect()
         })
     }
 

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::mount::table::{self, Entry};
+
 /// A file with one number; `max` is the greatest. 0 when it can't be read.
 pub fn number(path: &Path) -> u64 {
     fs::read_to_string(path)
@@ -63,7 +65,8 @@ pub fn directories(memberships: &str, mounts: &str) -> Vec<(String, PathBuf)> {
             continue;
         };
         for controller in controllers.split(',') {
-            if let Some(directory) = mounts.lines().find_map(|m| directory(m, controller, path)) {
+            let directory = table::entries(mounts).find_map(|m| directory(&m, controller, path));
+            if let Some(directory) = directory {
                 found.push((controller.to_owned(), directory));
             }
         }
@@ -71,21 +74,15 @@ pub fn directories(memberships: &str, mounts: &str) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// The directory of `path` if this line of mountinfo mounts the controller.
-fn directory(line: &str, controller: &str, path: &str) -> Option<PathBuf> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut file_system = file_system.split(' ');
-    let kind = file_system.next()?;
-    let options = file_system.nth(1).unwrap_or_default();
+/// The directory of `path` if this mount has the controller.
+fn directory(mount: &Entry<'_>, controller: &str, path: &str) -> Option<PathBuf> {
     let fits = match controller {
-        "" => kind == "cgroup2",
-        name => kind == "cgroup" && options.split(',').any(|option| option == name),
+        "" => mount.kind == "cgroup2",
+        name => mount.kind == "cgroup" && mount.data.split(',').any(|option| option == name),
     };
-    let mut fields = mount.split(' ');
-    let root = fields.nth(3).filter(|_| fits)?;
-    let point = fields.next()?;
+    let root = Some(mount.root).filter(|_| fits)?;
     let inside = Path::new(path).strip_prefix(root).ok()?;
-    Some(Path::new(point).join(inside))
+    Some(Path::new(mount.point).join(inside))
 }
 
 #[cfg(test)]

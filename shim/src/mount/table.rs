@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-//!  │  │  │    │     │    └ options of the mount │    └ source
+//!  │  │  │    │     │    └ options of the mount │    └ source, then its options
 //!  │  │  │    │     └ mount point               └ file system type
 //!  │  │  │    └ what of the file system is mounted
 //!  │  │  └ device: the same for all mounts of one file system
@@ -28,6 +28,8 @@ pub struct Entry<'a> {
     pub kind: &'a str,
     /// What the file system is made from.
     pub source: &'a str,
+    /// Options of the file system, as `rw,memory`.
+    pub data: &'a str,
 }
 
 impl<'a> Entry<'a> {
@@ -42,6 +44,7 @@ impl<'a> Entry<'a> {
             options: mount.next()?,
             kind: filesystem.next()?,
             source: filesystem.next()?,
+            data: filesystem.next().unwrap_or_default(),
         })
     }
 
@@ -98,6 +101,7 @@ garbage
         assert_eq!(entries[0].device, "98:0");
         assert_eq!((entries[0].root, entries[0].point), ("/mnt1", "/mnt2"));
         assert_eq!((entries[0].kind, entries[0].source), ("ext3", "/dev/root"));
+        assert_eq!(entries[0].data, "rw");
         assert!(!entries[0].is_read_only() && entries[1].is_read_only());
         assert_eq!(unescape(entries[1].point), PathBuf::from("/a b\\c"));
     }

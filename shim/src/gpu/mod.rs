@@ -27,5 +27,5 @@ pub use self::{
     error::GpuError,
     evidence::sees_gpu,
     suspend::{Suspended, suspend},
-    wake::{Wake, put_settings_back},
+    wake::Wake,
 };

@@ -22,7 +22,6 @@ pub struct Wake {
     helper: Arc<Helper>,
     gpu: Gpu,
     map: Vec<(String, String)>,
-    limit: Duration,
     settings: GpuSettings,
 }
 
@@ -42,9 +41,14 @@ impl Wake {
             helper,
             gpu,
             map,
-            limit: Duration::from_secs(settings.timeout_s),
             settings: settings.clone(),
         })
+    }
+
+    /// Pid of the helper.
+    #[must_use]
+    pub fn helper(&self) -> u32 {
+        self.helper.pid()
     }
 
     /// Turns to huge pages for the time of the restore.
@@ -56,12 +60,13 @@ impl Wake {
     /// Brings the state of the restored processes `pids` back onto the GPUs.
     pub async fn wake(&self, init: u32, pids: &[u32], spec: &Value) -> Result<Duration, GpuError> {
         let begun = Instant::now();
+        let limit = Duration::from_secs(self.settings.timeout_s);
         nodes::make(init, spec)?;
         let expected: BTreeSet<u32> = self.gpu.processes.iter().map(|p| p.pid).collect();
         let mut found = BTreeSet::new();
         let mut waiting = Vec::new();
         for pid in pids {
-            if self.helper.state(*pid, self.limit).await? == State::Checkpointed {
+            if self.helper.state(*pid, limit).await? == State::Checkpointed {
                 waiting.push(*pid);
                 found.extend(evidence::inner_pid(*pid));
             }
@@ -72,7 +77,7 @@ impl Wake {
                 found: list(&found),
             });
         }
-        let left = revive(&self.helper, &waiting, &self.map, self.limit).await;
+        let left = revive(&self.helper, &waiting, &self.map, limit).await;
         if !left.is_empty() {
             return Err(GpuError::Lost {
                 first: "the processes are restored".into(),
@@ -86,22 +91,19 @@ impl Wake {
     /// Ends the helper's watch after a failure, of which the helper's own end may be the cause: then
     /// somebody else has to put back what it held.
     pub async fn give_up(&self) {
-        if self.release().await.is_err() {
-            put_settings_back(self.settings.clone()).await;
+        if self.release().await.is_ok() {
+            return;
+        }
+        let settings = self.settings.clone();
+        let put = tokio::task::spawn_blocking(move || journal::put_settings_back(&settings)).await;
+        if let Err(left) = put.unwrap_or_else(|bug| Err(bug.to_string())) {
+            tracing::error!(left, "kernel settings are not put back");
         }
     }
 
     /// Ends the helper's watch.
     pub async fn release(&self) -> Result<(), GpuError> {
         self.helper.set("release", Op::Release).await
-    }
-}
-
-/// Puts back kernel settings that a dead helper has held.
-pub async fn put_settings_back(settings: GpuSettings) {
-    let put = tokio::task::spawn_blocking(move || journal::put_settings_back(&settings)).await;
-    if let Err(left) = put.unwrap_or_else(|bug| Err(bug.to_string())) {
-        tracing::error!(left, "kernel settings are not put back");
     }
 }
 

@@ -39,7 +39,7 @@ use crate::{
     checkpoint::{shared_memory, workdir::WorkDir},
     container::ContainerFacts,
     criu::{self, log},
-    gpu::{self, Wake},
+    gpu::Wake,
     injected::{Attached, Rehearsal, Tree},
     io::Stdio,
     journal::{MARK, mark},
@@ -244,11 +244,6 @@ pub async fn start(
     };
     if started.is_err() {
         prepared.record.undo().await;
-        if prepared.gpu.is_some()
-            && let Ok(settings) = Settings::load()
-        {
-            gpu::put_settings_back(settings.gpu).await;
-        }
     }
     started
 }
@@ -267,6 +262,11 @@ async fn start_processes(
         None => None,
     };
     if let Some(gpu) = &gpu {
+        let noted = record.helper(gpu.helper());
+        noted.map_err(|source| RestoreError::Step {
+            step: "restore",
+            source,
+        })?;
         gpu.hold_huge_pages(&settings.gpu).await;
     }
     let version = criu::Version::text(&facts.runc).await;

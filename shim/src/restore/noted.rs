@@ -104,6 +104,11 @@ impl Noted {
         self.journal.programs(pids)
     }
 
+    /// Notes the GPU helper that is about to change kernel settings.
+    pub fn helper(&self, pid: u32) -> io::Result<()> {
+        self.journal.locks(pid, &[])
+    }
+
     /// Begins a step, on a thread that may block.
     pub fn step(&self, step: &'static str) -> Result<(), RestoreError> {
         let begun = self.journal.step(step).and_then(|()| fault::block_at(step));

@@ -20,8 +20,6 @@ use crate::{
 };
 
 const SIGKILL: u32 = 9;
-/// What runc says of a cgroup v1 that it could not freeze.
-const CANNOT_FREEZE: &str = "unable to freeze";
 /// How a checkpoint may fail whose container is killed meanwhile: before, in and after its dump.
 const ITS_CONTAINER_WAS_KILLED: [&str; 3] = ["it was killed", "only a running", "process"];
 
@@ -164,13 +162,7 @@ impl Slot {
         let container = self.running()?.clone();
         let executed = container.shell("sleep 1; echo here");
         let (finished, executed) = tokio::join!(archive.try_take(&container.id, &[]), executed);
-        let finished = finished?;
-        // runc's freezer of cgroup v1 gives up when processes are made faster than it freezes them.
-        if finished.code != 0 && finished.stderr.contains(CANNOT_FREEZE) {
-            self.goes_on().await?;
-            return Ok(Outcome::Failed("could not be frozen"));
-        }
-        taken(&archive, finished)?;
+        taken(&archive, finished?)?;
         self.keep(archive, mark).await?;
         ensure!(executed? == "here", "an exec has said something else");
         self.goes_on().await?;

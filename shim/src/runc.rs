@@ -67,6 +67,14 @@ pub enum RuncError {
 }
 
 impl RuncError {
+    /// Whether a freeze came to no end. With cgroup v1 that happens while processes are being made
+    /// in the cgroup, as an exec does; runc thaws them then (opencontainers/cgroups
+    /// fs/freezer.go).
+    #[must_use]
+    pub fn could_not_freeze(&self) -> bool {
+        matches!(self, Self::Failed { message, .. } if message.contains("unable to freeze"))
+    }
+
     /// Whether runc knows no such container (any more).
     #[must_use]
     pub fn is_unknown_container(&self) -> bool {
@@ -377,6 +385,18 @@ mod tests {
             ]
         );
         assert_eq!(operation_of(&command), "start");
+    }
+
+    #[test]
+    fn a_freeze_without_end_is_told_from_other_failures() {
+        let failed = |message: &str| RuncError::Failed {
+            operation: "pause".into(),
+            message: message.into(),
+            status: 1,
+        };
+        assert!(failed("unable to freeze").could_not_freeze());
+        assert!(!failed("container not running").could_not_freeze());
+        assert!(!failed("unable to freeze").is_unknown_container());
     }
 
     #[test]

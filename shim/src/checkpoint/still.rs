@@ -28,6 +28,8 @@ use crate::{
     process::ProcessState,
 };
 
+/// How often to try a freeze that the kernel does not finish.
+const FREEZES: u32 = 5;
 /// How long a freeze may take that nobody wants any more.
 const PAUSING: Duration = Duration::from_secs(2);
 
@@ -137,6 +139,14 @@ impl Still {
         }
         // First, so that a freeze that was cut short is undone, too.
         self.thaw = Some(Thaw::at_end(Some(self.freezer.clone())));
+        for _ in 1..FREEZES {
+            match self.runc_pause_unless_stopped().await {
+                Err(CheckpointError::Runc { source, .. }) if source.could_not_freeze() => {
+                    tracing::warn!(id = %self.container.id, %source, "freezes once more");
+                }
+                other => return other,
+            }
+        }
         self.runc_pause_unless_stopped().await
     }
 

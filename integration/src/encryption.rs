@@ -10,8 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kybernate_age::Identity;
+use kybernate_oci::archive::Envelope;
 
-use crate::Lab;
+use crate::{
+    Lab,
+    checkpoint::{Archive, run},
+};
 
 const KEYS: &str = "/etc/kybernate/keys";
 const SETTINGS: &str = "/etc/kybernate/config.toml";
@@ -66,6 +70,21 @@ impl Key {
     /// Settings that decrypt.
     pub fn decrypts(&self) -> String {
         format!("[restore]\nidentities = ['{}']\n", self.file)
+    }
+
+    /// Makes sure that an archive has so many recipients, and that this key verifies it.
+    pub async fn verifies(&self, archive: &Archive, recipients: usize) -> Result<()> {
+        let envelope = Envelope::read(&archive.file())?.context("not encrypted")?;
+        ensure!(envelope.recipients == recipients, "{envelope:?}");
+        let verify = [
+            "kybernate",
+            "verify",
+            &archive.path,
+            "--identity",
+            &self.file,
+        ];
+        run(&self.lab, &verify).await?.ok()?;
+        Ok(())
     }
 
     /// Changes the mode of its file.

@@ -8,27 +8,11 @@ mod archive_common;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use archive_common::{fill, memory, noise, options, verify, write};
+use archive_common::{fill, found, memory, noise, options, verify, write};
 use kybernate_age::{CHUNK, Identity, Recipient, read_identities};
 use kybernate_oci::archive::{Archive, Encryption, Label, Level, Writer};
-
-fn found(program: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !found {
-        let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|text| text == value);
-        let required = set("KYBERNATE_REQUIRE_ALL", "1") || set("CI", "true");
-        assert!(!required, "no {program} here; `make deps` installs it");
-        println!("SKIPPED: no {program} here");
-    }
-    found
-}
 
 fn run(program: &str, args: &[&str]) -> Vec<u8> {
     let output = Command::new(program).args(args).output().unwrap();

@@ -11,7 +11,6 @@ use kybernate_integration::{
     node::Node,
     workload::Workload,
 };
-use kybernate_oci::archive::Envelope;
 use tonic::Code;
 
 use kybernate_integration::hook::{CHECKPOINTS, Hook, checkpoint, left};
@@ -342,16 +341,7 @@ pub async fn encrypted(cx: Case) -> Result<()> {
     ] {
         ensure!(text.contains(line), "no {line} in {text}");
     }
-    let envelope = Envelope::read(&archive.file())?.context("not encrypted")?;
-    ensure!(envelope.recipients == 1, "{envelope:?}");
-    let verify = [
-        "kybernate",
-        "verify",
-        &archive.path,
-        "--identity",
-        &key.file,
-    ];
-    run(&cx.lab, &verify).await?.ok()?;
+    key.verifies(&archive, 1).await?;
     let at = work.count(&app)?;
     key.set(&key.decrypts())?;
     let restored = work.restore(&pod, &archive).await?;

@@ -155,16 +155,7 @@ pub async fn recipients_and_places(cx: Case) -> Result<()> {
         &["--recipient", &other, "--recipient", &key.recipient],
     )
     .await?;
-    let envelope = Envelope::read(&archive.file())?.context("not encrypted")?;
-    ensure!(envelope.recipients == 2, "{envelope:?}");
-    let verify = [
-        "kybernate",
-        "verify",
-        &archive.path,
-        "--identity",
-        &key.file,
-    ];
-    run(&cx.lab, &verify).await?.ok()?;
+    key.verifies(&archive, 2).await?;
 
     key.set(&key.encrypts("work_dir = '/var/lib/kybernate/work'"))?;
     let archive = kybernate_integration::checkpoint::Archive::new(&cx.lab)?;

@@ -11,11 +11,10 @@ use kybernate_integration::{
     checkpoint::{Archive, run},
     workload::Workload,
 };
-use kybernate_oci::archive::Writer;
 use serde_json::{Value, json};
 
 use crate::{
-    refused::{options, refused, says},
+    refused::{refused, says, writer},
     rounds::archived,
 };
 
@@ -30,12 +29,7 @@ type Change<'a> = &'a dyn Fn(&str, Vec<u8>) -> Option<Vec<u8>>;
 fn rewritten(lab: &std::sync::Arc<Lab>, from: &Archive, change: Change<'_>) -> Result<Archive> {
     let source = kybernate_oci::archive::Archive::open(from.file())?;
     let to = Archive::new(lab)?;
-    let file = fs::File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(to.file())?;
-    let mut writer = Writer::new(file, options())?;
+    let mut writer = writer(&to)?;
     for entry in &source.manifest().entries {
         if entry.name.ends_with('/') {
             writer.directory(&entry.name)?;

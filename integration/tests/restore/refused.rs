@@ -85,7 +85,7 @@ pub async fn damaged_archive(cx: Case) -> Result<()> {
 }
 
 /// How archives of the tests are written.
-pub fn options() -> WriteOptions {
+fn options() -> WriteOptions {
     WriteOptions {
         level: Level::Fast,
         buffer: 64 << 20,
@@ -94,14 +94,19 @@ pub fn options() -> WriteOptions {
     }
 }
 
-/// A complete archive whose manifest says what the test wants.
-fn write_archive(to: &Archive, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+/// A writer of a new archive.
+pub fn writer(to: &Archive) -> Result<Writer> {
     let file = fs::File::options()
         .read(true)
         .write(true)
         .create_new(true)
         .open(to.file())?;
-    let mut writer = Writer::new(file, options())?;
+    Ok(Writer::new(file, options())?)
+}
+
+/// A complete archive whose manifest says what the test wants.
+fn write_archive(to: &Archive, change: impl FnOnce(&mut Manifest)) -> Result<()> {
+    let mut writer = writer(to)?;
     writer.directory("checkpoint/")?;
     let content = b"no image of CRIU";
     writer.file(

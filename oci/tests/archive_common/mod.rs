@@ -6,11 +6,30 @@ pub mod parts;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use kybernate_oci::archive::{
     Archive, Level, ReadError, Summary, WriteError, WriteOptions, Writer,
 };
 use kybernate_oci::manifest::Manifest;
+
+/// Whether a program is here. Where it has to be, a lack of it fails.
+pub fn found(program: &str) -> bool {
+    let found = Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !found {
+        let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|text| text == value);
+        let required = set("KYBERNATE_REQUIRE_ALL", "1") || set("CI", "true");
+        assert!(!required, "no {program} here; `make deps` installs it");
+        let test = std::thread::current();
+        println!("SKIPPED {}: no {program} here", test.name().unwrap_or("?"));
+    }
+    found
+}
 
 /// Frames of the smallest size.
 pub const FRAME: usize = 64 << 10;

@@ -14,7 +14,7 @@ const PE_PRESENT: u32 = 4;
 
 /// Images kept in memory, with frames of 5000 bytes so that runs cross them.
 #[derive(Default)]
-struct Memory(Vec<(String, Vec<u8>)>);
+pub(super) struct Memory(pub(super) Vec<(String, Vec<u8>)>);
 
 struct MemoryPages<'a> {
     out: &'a mut Vec<u8>,

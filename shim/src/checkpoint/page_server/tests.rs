@@ -4,46 +4,7 @@ use std::{
     net::Shutdown,
 };
 
-use super::{super::wire::tests::header, socket::IDLE, *};
-
-/// Images kept in memory, with frames of 5000 bytes so that runs cross them.
-#[derive(Default)]
-struct Memory(Vec<(String, Vec<u8>)>);
-
-struct MemoryPages<'a> {
-    out: &'a mut Vec<u8>,
-    frame: Vec<u8>,
-    used: usize,
-}
-
-impl PageImages for Memory {
-    fn pages(&mut self, name: &str) -> io::Result<Box<dyn Pages + '_>> {
-        self.0.push((name.into(), Vec::new()));
-        let out = &mut self.0.last_mut().expect("just pushed").1;
-        Ok(Box::new(MemoryPages {
-            out,
-            frame: vec![0; 5000],
-            used: 0,
-        }))
-    }
-}
-
-impl Pages for MemoryPages<'_> {
-    fn space(&mut self) -> io::Result<&mut [u8]> {
-        if self.used == self.frame.len() {
-            self.out.extend_from_slice(&self.frame);
-            self.used = 0;
-        }
-        Ok(&mut self.frame[self.used..])
-    }
-    fn filled(&mut self, n: usize) {
-        self.used += n;
-    }
-    fn finish(self: Box<Self>) -> io::Result<()> {
-        self.out.extend_from_slice(&self.frame[..self.used]);
-        Ok(())
-    }
-}
+use super::{super::wire::tests::header, fuzzing::Memory, socket::IDLE, *};
 
 fn page(byte: u8, count: usize) -> Vec<u8> {
     vec![byte; count * 4096]

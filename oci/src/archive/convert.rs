@@ -2,9 +2,8 @@
 //! signatures stay good.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kybernate_age::{Identity, Recipient};
@@ -42,7 +41,7 @@ pub enum ConvertError {
 /// `cancelled` became true.
 pub fn encrypt(
     path: &Path,
-    mut to: File,
+    to: File,
     recipients: &[Recipient],
     cancelled: &AtomicBool,
 ) -> Result<(), ConvertError> {
@@ -54,19 +53,13 @@ pub fn encrypt(
         recipients: recipients.to_vec(),
         label: Label::of(archive.manifest()),
     })?;
-    let mut position = 0;
-    let mut write = |bytes: &[u8]| {
-        to.write_all(bytes)
-            .map_err(|source| failed("write", position, source))?;
-        position += bytes.len() as u64;
-        Ok(())
-    };
-    write(&head)?;
+    let mut to = Target::new(to);
+    to.write(&head)?;
     copy(&archive, cancelled, &mut |bytes| {
-        seal.append(bytes, false, &mut write)
+        seal.append(bytes, false, &mut |sealed| to.write(sealed))
     })?;
-    seal.finish(&mut write)?;
-    Ok(to.sync_all().map_err(|e| failed("sync", position, e))?)
+    seal.finish(&mut |sealed| to.write(sealed))?;
+    to.end()
 }
 
 /// Writes the encrypted archive at `path` to the empty file `to`, in plain text, and makes that
@@ -76,7 +69,7 @@ pub fn encrypt(
 /// As [`encrypt`]; it is not encrypted, or not to one of the identities.
 pub fn decrypt(
     path: &Path,
-    mut to: File,
+    to: File,
     identities: &[Identity],
     cancelled: &AtomicBool,
 ) -> Result<(), ConvertError> {
@@ -84,14 +77,34 @@ pub fn decrypt(
     if archive.envelope().is_none() {
         return Err(ConvertError::Plain);
     }
-    let mut position = 0;
-    copy(&archive, cancelled, &mut |bytes| {
-        to.write_all(bytes)
-            .map_err(|source| failed("write", position, source))?;
-        position += bytes.len() as u64;
+    let mut to = Target::new(to);
+    copy(&archive, cancelled, &mut |bytes| to.write(bytes))?;
+    to.end()
+}
+
+/// The file that is written.
+struct Target {
+    file: File,
+    position: u64,
+}
+
+impl Target {
+    fn new(file: File) -> Self {
+        Self { file, position: 0 }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let written = self.file.write_all(bytes);
+        written.map_err(|source| WriteError::io("write", self.position, source))?;
+        self.position += bytes.len() as u64;
         Ok(())
-    })?;
-    Ok(to.sync_all().map_err(|e| failed("sync", position, e))?)
+    }
+
+    /// Makes it durable.
+    fn end(self) -> Result<(), ConvertError> {
+        let synced = self.file.sync_all();
+        Ok(synced.map_err(|source| WriteError::io("sync", self.position, source))?)
+    }
 }
 
 /// Reads all of the archive's own bytes.
@@ -116,12 +129,4 @@ fn copy(
         offset += step as u64;
     }
     Ok(())
-}
-
-fn failed(action: &'static str, offset: u64, source: io::Error) -> WriteError {
-    WriteError::Io {
-        action,
-        offset,
-        source: Arc::new(source),
-    }
 }

@@ -168,6 +168,15 @@ impl WriteError {
             source: Arc::new(source),
         }
     }
+
+    /// The error for an `action` at byte `offset` of the file that failed.
+    pub(super) fn io(action: &'static str, offset: u64, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            offset,
+            source: Arc::new(source),
+        }
+    }
 }
 
 impl From<WriteError> for io::Error {
@@ -259,7 +268,7 @@ pub enum ReadError {
     #[error(
         "it is encrypted to {}, and no identity was given: name the file of one with --identity, \
          or in restore.identities of the node's settings",
-        .envelope.readers()
+        Envelope::readers(.envelope.recipients)
     )]
     Encrypted {
         /// What it says to everybody.

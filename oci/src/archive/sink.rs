@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::hash::Hasher as _;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -231,7 +230,7 @@ impl Sink {
     pub(super) fn sync(&self) -> Result<(), WriteError> {
         self.file
             .sync_data()
-            .map_err(|source| failed("sync", self.size(), source))
+            .map_err(|source| WriteError::io("sync", self.size(), source))
     }
 
     fn flush(&mut self) -> Result<(), WriteError> {
@@ -260,7 +259,7 @@ impl Sink {
             let data = bytes.unwrap_or(&self.staging[..self.fill]);
             done = self.file.write_all_at(data, offset);
         }
-        done.map_err(|source| failed(action, offset, source))?;
+        done.map_err(|source| WriteError::io(action, offset, source))?;
         self.pipeline
             .written
             .fetch_add(size as u64, Ordering::Relaxed);
@@ -270,7 +269,7 @@ impl Sink {
     fn leave_direct(&mut self) -> Result<(), WriteError> {
         if self.direct {
             set_direct(&self.file, false)
-                .map_err(|errno| failed("write", self.offset, errno.into()))?;
+                .map_err(|errno| WriteError::io("write", self.offset, errno.into()))?;
             self.direct = false;
         }
         Ok(())
@@ -282,14 +281,6 @@ fn trailer(frame: &[u8]) -> u32 {
     frame
         .last_chunk()
         .map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-fn failed(action: &'static str, offset: u64, source: io::Error) -> WriteError {
-    WriteError::Io {
-        action,
-        offset,
-        source: Arc::new(source),
-    }
 }
 
 fn set_direct(file: &File, direct: bool) -> nix::Result<()> {

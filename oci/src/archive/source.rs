@@ -41,8 +41,8 @@ impl Envelope {
 
     /// For how many it is encrypted, in words.
     #[must_use]
-    pub fn readers(&self) -> String {
-        match self.recipients {
+    pub fn readers(recipients: usize) -> String {
+        match recipients {
             1 => "1 recipient".to_owned(),
             count => format!("{count} recipients"),
         }

@@ -62,8 +62,5 @@ pub fn show(args: &Inspect, envelope: &Envelope, closed: &anyhow::Error) -> anyh
 
 /// For how many, in words.
 pub fn readers(count: usize) -> String {
-    match count {
-        1 => "to 1 recipient".to_owned(),
-        count => format!("to {count} recipients"),
-    }
+    format!("to {}", Envelope::readers(count))
 }

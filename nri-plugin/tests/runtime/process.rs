@@ -176,8 +176,8 @@ async fn it_is_small_and_fast_with_500_containers() {
     session.synchronize(pods.clone(), containers, false).await;
 
     // The best of some rounds: what else this machine does, as the tests beside this one do, is
-    // not what is measured.
-    const BOUND: Duration = Duration::from_millis(1);
+    // not what is measured. A build without optimisation is several times slower.
+    const BOUND: Duration = Duration::from_millis(if cfg!(debug_assertions) { 5 } else { 1 });
     let mut best = Duration::MAX;
     for _ in 0..40 {
         let mut took = Vec::new();

@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use kybernate_age::Recipient;
 use serde::{Deserialize, Serialize};
 
+/// How the name of every staging directory begins.
+pub const STAGING_PREFIX: &str = ".kybernate-";
 /// Name of the request in the staging directory.
 pub const REQUEST_FILE: &str = "request.json";
 /// Name of the archive in the staging directory.

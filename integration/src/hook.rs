@@ -100,7 +100,8 @@ impl Hook {
         })
     }
 
-    async fn answers(&self) -> Result<()> {
+    /// Waits until it passes calls on.
+    pub async fn answers(&self) -> Result<()> {
         eventually("the hook passes calls on", LIMIT, || async {
             self.lab.cri().version(VersionRequest::default()).await?;
             Ok(Some(()))

@@ -1,4 +1,4 @@
-//! Staging directories whose client was killed.
+//! Staging directories whose client was killed, and whose shim did not remove them.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -7,9 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use kybernate_config::request::{REQUEST_FILE, RESULT_FILE};
-
-use super::staging::PREFIX;
+use kybernate_config::request::{REQUEST_FILE, RESULT_FILE, STAGING_PREFIX};
 
 /// A directory whose client is gone is left to its shim for this long.
 const SETTLED: Duration = Duration::from_secs(600);
@@ -26,7 +24,7 @@ pub(crate) fn sweep(parent: &Path) {
         let stale = entry
             .file_name()
             .as_encoded_bytes()
-            .starts_with(PREFIX.as_bytes())
+            .starts_with(STAGING_PREFIX.as_bytes())
             && entry
                 .metadata()
                 .is_ok_and(|facts| facts.is_dir() && facts.uid() == ours)

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! It is on the output's file system, so that the last step is a rename, and it goes away with
-//! its value, whatever happens in between. What a killed client left is removed by the next,
-//! unless it holds a complete archive: the container may have ended with it.
+//! its value, whatever happens in between. What a killed client left is removed by the shim, or, if
+//! that was killed, too, by the next client, unless it holds a complete archive: the container may
+//! have ended with it.
 
 use std::{
     ffi::OsString,
@@ -19,13 +20,12 @@ use std::{
 
 use kybernate_config::request::{
     ARCHIVE_FILE, CheckpointRequest, CheckpointResult, PROGRESS_FILE, REQUEST_FILE, RESULT_FILE,
+    STAGING_PREFIX,
 };
 use tempfile::TempDir;
 
 use super::{error::CheckpointError, leftovers::sweep};
 
-/// How every staging directory is called, before a random part.
-pub(crate) const PREFIX: &str = ".kybernate-";
 /// A result is a few lines.
 const RESULT_MAX: u64 = 64 * 1024;
 
@@ -71,7 +71,7 @@ impl Staging {
         }
         sweep(&parent);
         let dir = tempfile::Builder::new()
-            .prefix(PREFIX)
+            .prefix(STAGING_PREFIX)
             .rand_bytes(10)
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&parent)

@@ -36,6 +36,8 @@ pub enum Kind {
     KillGuardian,
     /// SIGKILL for containerd.
     KillContainerd,
+    /// SIGKILL for kybernate-cri-hooks, which has asked.
+    KillHook,
     /// SIGKILL for the shim, while containerd lives and cleans up.
     KillShim,
     /// SIGKILL for containerd and the shim at once.
@@ -56,6 +58,7 @@ impl Kind {
             Self::KillHelper => "kill helper",
             Self::KillGuardian => "kill guardian",
             Self::KillContainerd => "kill containerd",
+            Self::KillHook => "kill hook",
             Self::KillShim => "kill shim",
             Self::KillShimAlone => "kill shim alone",
         }
@@ -147,6 +150,7 @@ impl Fault {
             Kind::KillHelper => self.signal("KILL", &self.lab.pids_of(CUDA_BINARY)?)?,
             Kind::KillGuardian => self.signal("KILL", &self.lab.pids_of("kybernate-guardian")?)?,
             Kind::KillContainerd => self.lab.kill_containerd().await?,
+            Kind::KillHook => self.signal("KILL", &self.lab.pids_of("kybernate-cri-hooks")?)?,
             Kind::KillShimAlone => {
                 // It must not hear that containerd has gone, or it would go back by itself.
                 self.signal("STOP", shims)?;

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod fault;
+mod hook;
 mod machine;
 mod plain;
 mod restore;
@@ -85,13 +86,23 @@ fn main() -> ExitCode {
         suite,
         distros,
         Has::Cpu,
-        ["checkpoint_cpu", "shim_killed_cpu", "restore_cpu"],
+        [
+            "checkpoint_cpu",
+            "shim_killed_cpu",
+            "hook_killed_cpu",
+            "restore_cpu",
+        ],
     );
     suite = rows(
         suite,
         distros,
         Has::Gpu,
-        ["checkpoint_gpu", "shim_killed_gpu", "restore_gpu"],
+        [
+            "checkpoint_gpu",
+            "shim_killed_gpu",
+            "hook_killed_gpu",
+            "restore_gpu",
+        ],
     );
     let code = suite.run();
     table::print();
@@ -99,8 +110,8 @@ fn main() -> ExitCode {
 }
 
 /// The rows of the matrix for one kind of workload.
-fn rows(suite: Suite, distros: &'static [Distro], has: Has, names: [&'static str; 3]) -> Suite {
-    let [survived, killed, restore] = names;
+fn rows(suite: Suite, distros: &'static [Distro], has: Has, names: [&'static str; 4]) -> Suite {
+    let [survived, killed, hook, restore] = names;
     suite
         .case(survived, move |cx| {
             checkpoint::survived_faults(cx, has, all())
@@ -110,6 +121,11 @@ fn rows(suite: Suite, distros: &'static [Distro], has: Has, names: [&'static str
         .limit(LONG)
         .alone()
         .case(killed, move |cx| checkpoint::shim_killed(cx, has, all()))
+        .handlers(KYBERNATE)
+        .distros(distros)
+        .limit(LONG)
+        .alone()
+        .case(hook, move |cx| hook::killed(cx, has, all()))
         .handlers(KYBERNATE)
         .distros(distros)
         .limit(LONG)

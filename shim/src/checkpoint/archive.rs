@@ -64,7 +64,7 @@ const LEAST_FRAME: u64 = 64 << 10;
 pub async fn run(
     container: &Arc<Container>,
     task: &Task,
-    request: Request,
+    request: Arc<Request>,
     settings: &Settings,
     course: &Course,
 ) -> Result<(), CheckpointError> {
@@ -72,7 +72,6 @@ pub async fn run(
     let stop = &course.stop;
     let (init, freezer) = super::subject(container)?;
     let spec = Arc::new(container.whole_spec()?);
-    let request = Arc::new(request);
     let work = WorkDir::create(
         &settings.checkpoint.work_dir,
         &container.namespace,

@@ -41,6 +41,7 @@ use std::{
 
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use kybernate_config::Settings;
+use nix::errno::Errno;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -109,13 +110,27 @@ pub async fn run(
     let course = Course::new(&container.id, stop.clone(), Arc::clone(&journal));
     let caller = task.caller;
     let limit = Duration::from_secs(settings.checkpoint.resume_within_s);
+    let request = request.map(Arc::new);
+    let ends = task.exit();
 
-    let taking = take(Arc::clone(&container), task, request, settings, course);
+    let taking = take(
+        Arc::clone(&container),
+        task,
+        request.clone(),
+        settings,
+        course,
+    );
     let taken = undoing::to_its_end(&container.id, taking, &stop).await;
     let undone = match taken {
         Ok(()) => Ok(()),
         Err(error) => Err(undoing::undo(&journal, error).await),
     };
+    // A complete archive that nobody waits for is kept only if the container has ended with it.
+    if let Some(request) = request
+        && (undone.is_err() || !ends)
+    {
+        request.remove_if_abandoned();
+    }
     if resumed_by_containerd && container.state() == ProcessState::Paused {
         // A call that was stopped can't resume any more.
         let limit = stop.reason().map_or(limit, |_| Duration::ZERO);
@@ -133,7 +148,7 @@ pub async fn run(
 async fn take(
     container: Arc<Container>,
     task: Task,
-    request: Option<Request>,
+    request: Option<Arc<Request>>,
     settings: Settings,
     course: Course,
 ) -> Result<(), CheckpointError> {
@@ -193,9 +208,16 @@ fn injected(
     init: u32,
     spec: &Value,
 ) -> Result<Vec<Injected>, CheckpointError> {
-    injected::of(init, spec).map_err(|source| CheckpointError::Host {
-        action: "read the mounts of",
-        path: container.bundle.clone(),
-        source,
+    injected::of(init, spec).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        // A process on its way out has no mount table, and one that has gone no directory.
+        Some(Errno::EINVAL | Errno::ENOENT | Errno::ESRCH) => CheckpointError::State {
+            id: container.id.clone(),
+            state: "ending",
+        },
+        _ => CheckpointError::Host {
+            action: "read the mounts of",
+            path: container.bundle.clone(),
+            source,
+        },
     })
 }

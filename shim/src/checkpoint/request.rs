@@ -2,7 +2,7 @@
 //! The format is [`kybernate_config::request`].
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
 
 use kybernate_age::Recipient;
 use kybernate_config::{
-    request::{CheckpointRequest, IncludedFile, REQUEST_FILE, REQUEST_VERSION},
+    request::{CheckpointRequest, IncludedFile, REQUEST_FILE, REQUEST_VERSION, STAGING_PREFIX},
     settings::CheckpointSettings,
     size::{self, SizeError},
 };
@@ -146,7 +146,7 @@ impl Request {
             .unwrap_or(&defaults.level)
             .parse::<Level>()?;
         let buffer = match request.buffer.as_deref().unwrap_or(&defaults.buffer) {
-            "auto" => auto_buffer(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()),
+            "auto" => auto_buffer(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
             text => size::parse(text)?,
         };
         let include = request
@@ -192,6 +192,23 @@ impl Request {
             }
             Err(TryLockError::WouldBlock) => false,
             Err(TryLockError::Error(_)) => true,
+        }
+    }
+
+    /// Removes the staging directory if the client has gone: nobody else does so soon. What does
+    /// not have the name of one stays.
+    pub fn remove_if_abandoned(&self) {
+        let name = self.directory.file_name().unwrap_or_default();
+        if !name
+            .as_encoded_bytes()
+            .starts_with(STAGING_PREFIX.as_bytes())
+            || !self.client_is_gone()
+        {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            // The client may be doing the same.
+            tracing::debug!(%error, path = %self.directory.display(), "a staging directory stays");
         }
     }
 }
@@ -241,7 +258,7 @@ mod tests {
 
     fn staging(text: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(REQUEST_FILE), text).unwrap();
+        fs::write(dir.path().join(REQUEST_FILE), text).unwrap();
         dir
     }
 
@@ -336,7 +353,7 @@ mod tests {
     #[test]
     fn a_link_in_place_of_the_request_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("other"), r#"{"version":1}"#).unwrap();
+        fs::write(dir.path().join("other"), r#"{"version":1}"#).unwrap();
         std::os::unix::fs::symlink("other", dir.path().join(REQUEST_FILE)).unwrap();
         assert!(Request::read(dir.path(), &CheckpointSettings::default()).is_err());
     }
@@ -352,6 +369,26 @@ mod tests {
         assert!(!request.client_is_gone());
         drop(client);
         assert!(request.client_is_gone());
+    }
+
+    #[test]
+    fn an_abandoned_staging_directory_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, stays) in [("backups", true), (".kybernate-x7Qz3a", false)] {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join(REQUEST_FILE), r#"{"version":1}"#).unwrap();
+            let client = File::open(path.join(REQUEST_FILE)).unwrap();
+            client.lock().unwrap();
+            let request = Request::read(&path, &CheckpointSettings::default())
+                .unwrap()
+                .unwrap();
+            request.remove_if_abandoned();
+            assert!(path.exists());
+            drop(client);
+            request.remove_if_abandoned();
+            assert_eq!(path.exists(), stays, "{name}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use nix::unistd::mkdtemp;
 use rustix::{
-    io::ioctl_fionbio,
+    io::{ioctl_fionbio, retry_on_intr},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
 };
 use tokio::{
@@ -78,7 +78,7 @@ fn receive_fd(stream: &tokio::net::UnixStream) -> io::Result<OwnedFd> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut name = [0; 4096];
     let mut text = [IoSliceMut::new(&mut name)];
-    recvmsg(stream, &mut text, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    retry_on_intr(|| recvmsg(stream, &mut text, &mut control, RecvFlags::CMSG_CLOEXEC))?;
     control
         .drain()
         .find_map(|message| match message {

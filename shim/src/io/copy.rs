@@ -13,7 +13,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    io::{Errno, ioctl_fionbio},
+    io::{Errno, ioctl_fionbio, retry_on_intr},
     pipe::{SpliceFlags, splice},
 };
 use tokio::{io::unix::AsyncFd, task::JoinHandle};
@@ -122,8 +122,10 @@ async fn both_ready(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Resul
 
 fn is_ready(fd: &OwnedFd, event: PollFlags) -> io::Result<bool> {
     let mut fds = [PollFd::new(fd, event)];
-    // Errors and hang-ups count: the next call reports them.
-    Ok(poll(&mut fds, Some(&Timespec::default()))? > 0)
+    // A signal that is pending ends even a look that does not wait. Errors and hang-ups count: the
+    // next call reports them.
+    let ready = retry_on_intr(|| poll(&mut fds, Some(&Timespec::default())))?;
+    Ok(ready > 0)
 }
 
 async fn copy_buffered(from: &AsyncFd<OwnedFd>, mut to: Sink) -> io::Result<()> {
@@ -177,8 +179,12 @@ async fn write_all(to: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::{
+        io::Read,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
+    use nix::sys::signal::{Signal, kill};
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
@@ -226,6 +232,29 @@ mod tests {
         io::Seek::rewind(&mut file).unwrap();
         file.read_to_end(&mut got).unwrap();
         assert!(got == pattern(100_000));
+    }
+
+    #[tokio::test]
+    async fn signals_do_not_end_a_copy() {
+        let user = tokio::signal::unix::SignalKind::user_defined2();
+        let _handled = tokio::signal::unix::signal(user).unwrap();
+        // A signal for a thread's id is for its process, and that thread is the first choice.
+        let thread = nix::unistd::gettid();
+        let done = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&done);
+        let signals = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                kill(thread, Signal::SIGUSR2).unwrap();
+            }
+        });
+        let (quiet, _feed) = pipe();
+        let quiet = OwnedFd::from(quiet);
+        let looks: Vec<_> = (0..100_000)
+            .map(|_| is_ready(&quiet, PollFlags::IN))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        signals.join().unwrap();
+        assert!(looks.iter().all(|look| matches!(look, Ok(false))));
     }
 
     #[tokio::test]

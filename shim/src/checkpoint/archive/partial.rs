@@ -52,6 +52,8 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if let Some(path) = &self.0
             && let Err(error) = fs::remove_file(path)
+            // Its client can be the first.
+            && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove a partial archive");
         }

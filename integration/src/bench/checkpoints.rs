@@ -139,10 +139,9 @@ pub async fn measure(lab: &Arc<Lab>, mib: u32, rounds: usize) -> Result<Size> {
     let ours = Side::start(lab, Handler::Kybernate, &work).await?;
     let mut ways: Vec<(Way, Vec<Sample>)> = WAYS.map(|way| (way, Vec::new())).into();
     for round in 0..rounds {
-        // Each round starts with another way: none always comes after the same one.
         for turn in 0..ways.len() {
-            let count = ways.len();
-            let (way, samples) = &mut ways[(round + turn) % count];
+            let way = turn_of(round, turn, ways.len());
+            let (way, samples) = &mut ways[way];
             eprint!(
                 "\r{mib} MiB: round {} of {rounds}: {:<28}",
                 round + 1,
@@ -174,6 +173,17 @@ pub async fn measure(lab: &Arc<Lab>, mib: u32, rounds: usize) -> Result<Size> {
         ways,
         afterwards,
     })
+}
+
+/// Which of `count` ways, an even number, has its turn: in `count` rounds every way comes after
+/// every other way just once, since what one leaves behind in disks and memory slows the next one.
+fn turn_of(round: usize, turn: usize, count: usize) -> usize {
+    let step = if turn % 2 == 1 {
+        turn.div_ceil(2)
+    } else {
+        count - turn / 2
+    };
+    (round + step) % count
 }
 
 async fn once(lab: &Arc<Lab>, way: Way, work: &Workload, side: &Side) -> Result<Sample> {
@@ -285,7 +295,22 @@ fn longest_gap(log: &str, t: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::longest_gap;
+    use std::collections::BTreeSet;
+
+    use super::{longest_gap, turn_of};
+
+    #[test]
+    fn every_way_comes_after_every_other_once() {
+        const COUNT: usize = 6;
+        let mut pairs = BTreeSet::new();
+        for round in 0..COUNT {
+            for turn in 1..COUNT {
+                pairs.insert([turn - 1, turn].map(|turn| turn_of(round, turn, COUNT)));
+            }
+        }
+        assert_eq!(pairs.len(), COUNT * (COUNT - 1));
+        assert!(pairs.iter().all(|[before, after]| before != after));
+    }
 
     #[test]
     fn gaps_count_after_the_line_alone() {

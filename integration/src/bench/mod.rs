@@ -23,8 +23,8 @@ use crate::{Distro, Handler, Lab, LabOptions};
 
 pub use report::{Report, Target};
 
-/// Sizes that are measured, in MiB, and how often.
-const SIZES: [(u32, usize); 2] = [(64, 5), (1024, 5)];
+/// Sizes that are measured, in MiB, and how often: as often as there are ways.
+const SIZES: [(u32, usize); 2] = [(64, 6), (1024, 6)];
 /// How often each kind of pod is started.
 const PODS: usize = 24;
 /// How often the largest container is restored in each way.

@@ -14,6 +14,8 @@ const HUGE: usize = 2 << 20;
 const TRIED: usize = 8;
 /// What small pages of the same size take, at least.
 const SMALL_PAGES: Duration = Duration::from_micros(600);
+/// How many times as long something must take to be no mere disturbance.
+const DEAR: u32 = 4;
 
 /// Whether huge pages are faster than small ones here and now. Takes some milliseconds, tens
 /// where they are not.
@@ -40,10 +42,13 @@ pub(crate) fn map(size: usize, huge: bool) -> io::Result<MmapMut> {
     Ok(buffer)
 }
 
-/// Has the kernel put memory behind a buffer now, rather than at its first use.
-pub(crate) fn populate(buffer: &MmapMut) {
+/// Has the kernel put memory behind a buffer now, rather than at its first use. Says whether that
+/// was dear: far more than small pages take, which machines can come to after any number of pages.
+pub(crate) fn populate(buffer: &MmapMut) -> bool {
+    let begun = Instant::now();
     // Only earlier: kernels before 5.14 refuse.
     let _ = buffer.advise(Advice::PopulateWrite);
+    begun.elapsed() > SMALL_PAGES * DEAR * buffer.len().div_ceil(HUGE) as u32
 }
 
 #[cfg(test)]

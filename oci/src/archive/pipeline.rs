@@ -223,8 +223,13 @@ impl Pipeline {
                 let grown = self.lock().frames.grow();
                 // A lack of memory is for whoever needs the buffer to tell.
                 let Ok(Some(buffer)) = grown else { return };
-                memory::populate(&buffer);
-                self.lock().frames.put(buffer);
+                let dear = memory::populate(&buffer);
+                let mut state = self.lock();
+                if dear {
+                    state.frames.leave_huge_pages();
+                }
+                state.frames.put(buffer);
+                drop(state);
                 self.room.notify_one();
             }
         };

@@ -47,6 +47,11 @@ impl Pool {
         Ok(Some(buffer))
     }
 
+    /// Maps what it will map in small pages.
+    pub(super) fn leave_huge_pages(&mut self) {
+        self.huge = false;
+    }
+
     pub(super) fn put(&mut self, buffer: MmapMut) {
         self.free.push(buffer);
     }

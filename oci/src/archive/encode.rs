@@ -12,8 +12,8 @@ const SAMPLES: usize = 8;
 const SAMPLE: usize = 4 << 10;
 /// A sample that shrinks to no less than this share is stored.
 const WORTHLESS: f64 = 0.97;
-/// At level `fast` only what shrinks to this share is worth the processor's time.
-const WORTH_FAST: f64 = 0.4;
+/// At level `fast`, while the disk waits, only what shrinks to this share is worth that.
+const WORTH_WAITING: f64 = 0.4;
 /// How much larger the word encoder's result may be at the default level: it is faster.
 const WORDS_MARGIN: f64 = 1.1;
 
@@ -71,15 +71,17 @@ impl Encoder {
         }
     }
 
-    /// Encodes `content`; `output` is as large as a frame's content may be.
+    /// Encodes `content`; `output` is as large as a frame's content may be, and `awaited` says
+    /// whether the disk has nothing else to do.
     pub(super) fn encode(
         &mut self,
         content: &[u8],
         output: &mut [u8],
+        awaited: bool,
     ) -> Result<Encoded, WriteError> {
         let room = output.len().min(content.len());
         let output = &mut output[..room];
-        let size = match self.choose(content)? {
+        let size = match self.choose(content, awaited)? {
             Choice::Store => None,
             Choice::Words => self.words.encode(content, output),
             Choice::Zstd => match self.context.compress2(output, content) {
@@ -95,7 +97,7 @@ impl Encoder {
     }
 
     /// Tries a sample of `content`.
-    fn choose(&mut self, content: &[u8]) -> Result<Choice, WriteError> {
+    fn choose(&mut self, content: &[u8], awaited: bool) -> Result<Choice, WriteError> {
         if frame::is_zero(content) {
             return Ok(Choice::Store);
         }
@@ -106,13 +108,13 @@ impl Encoder {
             .compress2(self.scratch.as_mut_slice(), &self.sample)
             .map_err(refused)? as f64;
         Ok(match self.level {
-            Level::Fast if zstd > size * WORTH_FAST => Choice::Store,
-            Level::Default | Level::High => {
+            Level::Fast if awaited && zstd > size * WORTH_WAITING => Choice::Store,
+            Level::Fast | Level::Default | Level::High => {
                 let words = self.words.encode(&self.sample, &mut self.scratch);
                 let words = words.map_or(size, |words| words as f64);
                 let margin = match self.level {
-                    Level::Default => WORDS_MARGIN,
-                    _ => 1.0,
+                    Level::High => 1.0,
+                    _ => WORDS_MARGIN,
                 };
                 if words.min(zstd) > size * WORTHLESS {
                     Choice::Store
@@ -162,5 +164,44 @@ fn is_too_small(code: usize) -> bool {
 fn refused(code: usize) -> WriteError {
     WriteError::Compress {
         reason: zstd_safe::get_error_name(code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words of which half the bytes are noise.
+    fn half_compressible() -> Vec<u8> {
+        let mut state = 1_u64;
+        let mut word = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            state >> 32
+        };
+        (0..128 << 10).flat_map(|_| word().to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn fast_compresses_what_the_disk_does_not_wait_for() {
+        let content = half_compressible();
+        let mut output = vec![0; content.len()];
+        let mut encoder = Encoder::new(Level::Fast).unwrap();
+        let mut encode = |awaited| encoder.encode(&content, &mut output, awaited).unwrap();
+        assert!(matches!(encode(true), Encoded::Stored(_)));
+        let Encoded::Compressed(size) = encode(false) else {
+            panic!("stored");
+        };
+        assert!(size < content.len() * 6 / 10, "{size}");
+    }
+
+    #[test]
+    fn fast_compresses_very_compressible_memory_in_any_case() {
+        let content = b"kybernate ".repeat(100 << 10);
+        let mut output = vec![0; content.len()];
+        let mut encoder = Encoder::new(Level::Fast).unwrap();
+        for awaited in [true, false] {
+            let encoded = encoder.encode(&content, &mut output, awaited).unwrap();
+            assert!(matches!(encoded, Encoded::Compressed(_)));
+        }
     }
 }

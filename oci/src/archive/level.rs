@@ -8,7 +8,8 @@ use thiserror::Error;
 /// How hard to compress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Level {
-    /// At the speed of the disk: stored, unless a sample compresses very well.
+    /// At the speed of the disk: what arrives while the disk waits is stored, unless a sample
+    /// compresses very well; the rest as at the default level.
     Fast,
     /// About half the size for ordinary memory, at several hundred MB/s per core.
     #[default]

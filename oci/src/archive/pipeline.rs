@@ -23,6 +23,9 @@ use super::pool::Pool;
 use super::priority::Crew;
 use crate::memory;
 
+/// Frames that keep the disk busy for as long as one takes to be compressed, roughly.
+const ENOUGH: usize = 3;
+
 /// What is to be hashed of a frame, in order.
 #[derive(Debug)]
 pub(super) enum Mark {
@@ -265,6 +268,11 @@ impl Pipeline {
     pub(super) fn deliver(&self, number: u64, output: Output, steps: Vec<Step>) {
         self.lock().ready.insert(number, (output, steps));
         self.done.notify_one();
+    }
+
+    /// Whether the disk has, or soon will have, nothing to do.
+    pub(super) fn disk_waits(&self) -> bool {
+        self.lock().ready.len() < ENOUGH
     }
 
     /// The next frame to compress and a buffer for the result; `None` at the end.

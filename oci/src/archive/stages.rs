@@ -105,7 +105,7 @@ fn compress(pipeline: &Pipeline, mut encoder: Encoder) {
     while let Some(frame) = pipeline.job(&mut output) {
         let content = frame.content();
         let encoded = match output.as_deref_mut() {
-            Some(buffer) => encoder.encode(content, buffer),
+            Some(buffer) => encoder.encode(content, buffer, pipeline.disk_waits()),
             None => return,
         };
         let number = frame.number;

@@ -27,6 +27,7 @@ mod control;
 mod convert;
 mod decode;
 mod digest;
+mod disk;
 mod encode;
 mod entry;
 mod error;
@@ -51,6 +52,7 @@ mod sink;
 mod source;
 mod stages;
 mod stream;
+mod thread;
 mod words;
 mod writer;
 

@@ -1,9 +1,9 @@
 //! How an archive is written.
 
+use super::disk::{BUFFERS, STAGING};
 use super::encode::Encoder;
 use super::error::WriteError;
 use super::level::Level;
-use super::sink::STAGING;
 use super::{FRAME_MAX, FRAME_MIN};
 
 /// How to write an archive.
@@ -44,7 +44,7 @@ impl WriteOptions {
         // hands of every worker, one that waits, and one that is being filled.
         let outputs = |workers: usize| workers + 2;
         let fixed = |workers| {
-            STAGING as u64
+            (BUFFERS * STAGING) as u64
                 + (workers * Encoder::memory(self.level)) as u64
                 + outputs(workers) as u64 * frame
         };

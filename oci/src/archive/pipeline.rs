@@ -335,19 +335,3 @@ impl Pipeline {
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
-
-/// Fails the pipeline when the thread that holds it panics.
-pub(super) struct Alarm<'a> {
-    pub(super) pipeline: &'a Pipeline,
-    pub(super) thread: &'static str,
-}
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.pipeline.fail(WriteError::Panic {
-                thread: self.thread,
-            });
-        }
-    }
-}

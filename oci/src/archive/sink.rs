@@ -1,29 +1,22 @@
-//! The archive file: large aligned writes past the page cache where that works, encrypted on the
-//! way if that is asked for.
+//! Appends frames to the archive: staged for large aligned writes, encrypted on the way if that is
+//! asked for.
 
 use std::fs::File;
 use std::hash::Hasher as _;
-use std::os::unix::fs::FileExt as _;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use memmap2::MmapMut;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sha2::{Digest as _, Sha256};
 use twox_hash::XxHash3_64;
 
+use super::disk::{ALIGNMENT, Disk, STAGING};
 use super::error::WriteError;
 use super::frame;
 use super::pipeline::{Output, Pipeline};
 use super::seal::{Encryption, Seal};
 use super::seek::Row;
-use crate::memory;
-
-/// Bytes per write.
-pub(super) const STAGING: usize = 4 << 20;
-/// What direct writes want offsets and sizes to be multiples of, at most.
-const ALIGNMENT: usize = 4 << 10;
 
 /// A frame in the file.
 #[derive(Debug)]
@@ -36,13 +29,12 @@ struct Stored {
 /// Appends frames to the file.
 #[derive(Debug)]
 pub(super) struct Sink {
-    file: File,
+    disk: Disk,
     pipeline: Arc<Pipeline>,
     staging: MmapMut,
     fill: usize,
     /// Where `staging` belongs in the file.
     offset: u64,
-    direct: bool,
     frames: Vec<Stored>,
     /// What encrypts, if anything does. Offsets of frames are those of what goes into it; what
     /// comes out is staged, so that writes are as large and as aligned as those of plain archives.
@@ -55,14 +47,13 @@ impl Sink {
         pipeline: Arc<Pipeline>,
         encryption: Option<&Encryption>,
     ) -> Result<Self, WriteError> {
-        let direct = set_direct(&file, true).is_ok();
+        let mut disk = Disk::start(file, &pipeline)?;
         let mut sink = Self {
-            file,
+            staging: disk.buffer()?,
+            disk,
             pipeline,
-            staging: memory::map(STAGING, false).map_err(WriteError::memory)?,
             fill: 0,
             offset: 0,
-            direct,
             frames: Vec::new(),
             seal: None,
         };
@@ -148,7 +139,7 @@ impl Sink {
         let offset = frame.offset;
         match &mut self.seal {
             Some(seal) => seal.replace(offset, bytes),
-            None => self.write(offset, Some(bytes), "patch"),
+            None => self.disk.patch(offset, bytes),
         }
     }
 
@@ -199,18 +190,13 @@ impl Sink {
     /// Writes everything out and leaves direct mode: what follows are patches.
     pub(super) fn settle(&mut self) -> Result<(), WriteError> {
         let aligned = self.fill / ALIGNMENT * ALIGNMENT;
-        let all = self.fill;
-        if aligned > 0 {
-            self.fill = aligned;
-            self.flush()?;
-            self.staging.copy_within(aligned..all, 0);
-        }
-        self.fill = all - aligned;
-        self.leave_direct()?;
-        if self.fill > 0 {
-            self.flush()?;
-        }
-        Ok(())
+        let rest = self.staging[aligned..self.fill].to_vec();
+        self.fill = aligned;
+        self.flush()?;
+        self.disk.settle(self.offset)?;
+        self.stage(&rest)?;
+        self.flush()?;
+        self.disk.wait()
     }
 
     /// Writes everything out. Nothing can be appended or replaced any more.
@@ -221,56 +207,24 @@ impl Sink {
         }
         self.settle()?;
         while let Some((offset, chunk)) = seal.as_mut().and_then(|seal| seal.pop()) {
-            self.write(offset, Some(&chunk), "patch")?;
+            self.disk.patch(offset, &chunk)?;
         }
         Ok(())
     }
 
     /// Makes the file's data and size durable.
     pub(super) fn sync(&self) -> Result<(), WriteError> {
-        self.file
-            .sync_data()
-            .map_err(|source| WriteError::io("sync", self.size(), source))
+        self.disk.sync(self.size())
     }
 
+    /// Has what is staged written.
     fn flush(&mut self) -> Result<(), WriteError> {
-        self.write(self.offset, None, "write")?;
-        self.offset += self.fill as u64;
-        self.fill = 0;
-        Ok(())
-    }
-
-    /// Writes `bytes`, or what is staged, at `offset`.
-    fn write(
-        &mut self,
-        offset: u64,
-        bytes: Option<&[u8]>,
-        action: &'static str,
-    ) -> Result<(), WriteError> {
-        let data = bytes.unwrap_or(&self.staging[..self.fill]);
-        let size = data.len();
-        let mut done = self.file.write_all_at(data, offset);
-        if self.direct
-            && done
-                .as_ref()
-                .is_err_and(|error| error.raw_os_error() == Some(Errno::EINVAL as i32))
-        {
-            self.leave_direct()?;
-            let data = bytes.unwrap_or(&self.staging[..self.fill]);
-            done = self.file.write_all_at(data, offset);
-        }
-        done.map_err(|source| WriteError::io(action, offset, source))?;
-        self.pipeline
-            .written
-            .fetch_add(size as u64, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn leave_direct(&mut self) -> Result<(), WriteError> {
-        if self.direct {
-            set_direct(&self.file, false)
-                .map_err(|errno| WriteError::io("write", self.offset, errno.into()))?;
-            self.direct = false;
+        if self.fill > 0 {
+            let next = self.disk.buffer()?;
+            let full = mem::replace(&mut self.staging, next);
+            self.disk.write(full, self.fill, self.offset)?;
+            self.offset += self.fill as u64;
+            self.fill = 0;
         }
         Ok(())
     }
@@ -281,10 +235,4 @@ fn trailer(frame: &[u8]) -> u32 {
     frame
         .last_chunk()
         .map_or(0, |bytes| u32::from_le_bytes(*bytes))
-}
-
-fn set_direct(file: &File, direct: bool) -> nix::Result<()> {
-    let mut flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
-    flags.set(OFlag::O_DIRECT, direct);
-    fcntl(file, FcntlArg::F_SETFL(flags)).map(drop)
 }

@@ -8,8 +8,9 @@ use super::encode::{Encoded, Encoder};
 use super::error::WriteError;
 use super::frame;
 use super::level::Level;
-use super::pipeline::{Alarm, Output, Pipeline, Step};
+use super::pipeline::{Output, Pipeline, Step};
 use super::sink::Sink;
+use super::thread::spawn;
 
 /// The running threads.
 #[derive(Debug)]
@@ -74,30 +75,6 @@ impl Stages {
 
 fn panicked(thread: &'static str) -> WriteError {
     WriteError::Panic { thread }
-}
-
-fn spawn<T: Send + 'static>(
-    name: &'static str,
-    pipeline: &Arc<Pipeline>,
-    body: impl FnOnce(&Pipeline) -> T + Send + 'static,
-) -> Result<JoinHandle<T>, WriteError> {
-    let pipeline = Arc::clone(pipeline);
-    // The kernel keeps 15 bytes of a thread's name.
-    let short = &name[..name.len().min(7)];
-    std::thread::Builder::new()
-        .name(format!("archive-{short}"))
-        .stack_size(256 << 10)
-        .spawn(move || {
-            let _alarm = Alarm {
-                pipeline: &pipeline,
-                thread: name,
-            };
-            let _member = pipeline.crew.join();
-            body(&pipeline)
-        })
-        .map_err(|source| WriteError::Thread {
-            source: Arc::new(source),
-        })
 }
 
 fn compress(pipeline: &Pipeline, mut encoder: Encoder) {

@@ -10,9 +10,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use kybernate_hooks::cri::v1::{
-    ContainerStatsRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StopPodSandboxRequest,
+    ContainerFilter, ContainerStatsRequest, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListContainersRequest, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus,
+    PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StopPodSandboxRequest,
 };
 
 use super::{ContainerBuilder, own_pid_namespace};
@@ -239,6 +240,23 @@ pub(crate) async fn remove(lab: &Lab, id: &str) -> Result<()> {
     })
     .await
     .with_context(|| format!("StopPodSandbox {id}"))?;
+    // One after the other, as kubelet does: a containerd that removes them along with their sandbox
+    // takes a lock twice, and hangs for good if an NRI plugin registers between the two.
+    let of_pod = ContainerFilter {
+        pod_sandbox_id: pod_sandbox_id.clone(),
+        ..ContainerFilter::default()
+    };
+    let listed = cri.list_containers(ListContainersRequest {
+        filter: Some(of_pod),
+    });
+    for container in listed.await?.into_inner().containers {
+        let container_id = container.id;
+        cri.remove_container(RemoveContainerRequest {
+            container_id: container_id.clone(),
+        })
+        .await
+        .with_context(|| format!("RemoveContainer {container_id}"))?;
+    }
     cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id })
         .await
         .with_context(|| format!("RemovePodSandbox {id}"))?;

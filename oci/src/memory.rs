@@ -42,6 +42,14 @@ pub(crate) fn map(size: usize, huge: bool) -> io::Result<MmapMut> {
     Ok(buffer)
 }
 
+/// Whether so many bytes could be mapped now.
+///
+/// # Errors
+/// They could not.
+pub(crate) fn is_there(size: usize) -> io::Result<()> {
+    MmapMut::map_anon(size).map(drop)
+}
+
 /// Has the kernel put memory behind a buffer now, rather than at its first use. Says whether that
 /// was dear: far more than small pages take, which machines can come to after any number of pages.
 pub(crate) fn populate(buffer: &MmapMut) -> bool {

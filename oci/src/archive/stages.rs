@@ -11,12 +11,26 @@ use super::level::Level;
 use super::pipeline::{Output, Pipeline, Step};
 use super::sink::Sink;
 use super::thread::spawn;
+use crate::memory;
+
+/// More than the address space of a thread in bytes: its stacks, and what the allocator sets aside.
+const OF_A_THREAD: usize = 512 << 10;
+/// Address space in bytes for those who start threads at the same time.
+const AROUND: usize = 8 << 20;
 
 /// The running threads.
 #[derive(Debug)]
 pub(super) struct Stages {
     compressing: Vec<JoinHandle<()>>,
     writing: JoinHandle<Option<Written>>,
+}
+
+/// Fails unless there is room for all threads: one that finds no memory at its start takes the whole
+/// process with it.
+pub(super) fn have_room(workers: usize) -> Result<(), WriteError> {
+    // Two that write, too.
+    let needed = OF_A_THREAD * (workers + 2) + AROUND;
+    memory::is_there(needed).map_err(WriteError::memory)
 }
 
 /// What the writing thread leaves.

@@ -14,7 +14,7 @@ use super::options::WriteOptions;
 use super::pipeline::{Mark, Output, Pipeline};
 use super::seal::Encryption;
 use super::sink::Sink;
-use super::stages::{Stages, Written};
+use super::stages::{self, Stages, Written};
 use super::stream::EntryStream;
 use super::{BLOCK, FIRST, MANIFEST_MAX, frame, header, name, padding, seek};
 use crate::manifest::{Entry, FILE, FORMAT, Manifest};
@@ -91,6 +91,7 @@ impl Writer {
         let frame_size = options.frame_size;
         let (workers, frames, outputs) = options.shares()?;
         let pipeline = Arc::new(Pipeline::new(frame_size, frames, outputs));
+        stages::have_room(workers)?;
         let sink = Sink::new(file, Arc::clone(&pipeline), encryption)?;
         let stages = Stages::start(&pipeline, sink, options.level, workers)?;
         Ok(Self {

@@ -23,15 +23,17 @@ use crate::{Distro, Handler, Lab, LabOptions};
 
 pub use report::{Report, Target};
 
-/// Sizes that are measured, in MiB, and how often: as often as there are ways.
-const SIZES: [(u32, usize); 2] = [(64, 6), (1024, 6)];
+/// Sizes that are measured, in MiB.
+const SIZES: [u32; 2] = [64, 1024];
+/// How often each of them is: as often as there are ways.
+pub const ROUNDS: usize = 6;
 /// How often each kind of pod is started.
 const PODS: usize = 24;
 /// How often the largest container is restored in each way.
 const RESTORES: usize = 4;
 
-/// Measures everything; takes some minutes. The machine should have nothing else to do.
-pub async fn run() -> Result<Report> {
+/// Measures everything, each way of a checkpoint so many times; takes some minutes. The machine should have nothing else to do.
+pub async fn run(rounds: usize) -> Result<Report> {
     let options = LabOptions {
         log_level: "warn".into(),
         ..LabOptions::default()
@@ -47,21 +49,21 @@ pub async fn run() -> Result<Report> {
         lab.has(Handler::Kybernate),
         "the shim is missing: run `make build`"
     );
-    let measured = measure(&lab).await;
+    let measured = measure(&lab, rounds).await;
     let closed = lab.close();
     let report = measured?;
     closed?;
     Ok(report)
 }
 
-async fn measure(lab: &Arc<Lab>) -> Result<Report> {
+async fn measure(lab: &Arc<Lab>, rounds: usize) -> Result<Report> {
     let machine = machine::Machine::look(lab)?;
     let pods = pods::measure(lab, PODS).await?;
     let mut sizes = Vec::new();
-    for (mib, rounds) in SIZES {
+    for mib in SIZES {
         sizes.push(checkpoints::measure(lab, mib, rounds).await?);
     }
-    let restores = restores::measure(lab, SIZES[SIZES.len() - 1].0, RESTORES).await?;
+    let restores = restores::measure(lab, SIZES[SIZES.len() - 1], RESTORES).await?;
     Ok(Report {
         machine,
         pods,

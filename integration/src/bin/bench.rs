@@ -1,8 +1,9 @@
-//! `make bench`: measures, prints the targets, writes `docs/benchmarks.md`.
+//! `make bench`: measures, prints the targets, writes `docs/benchmarks.md`. `kybernate-bench [ROUNDS]`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use kybernate_integration::bench::{self, Report};
 
 #[tokio::main]
@@ -18,7 +19,11 @@ async fn main() -> ExitCode {
 }
 
 async fn measure() -> anyhow::Result<Report> {
-    let report = bench::run().await?;
+    let rounds = match std::env::args().nth(1) {
+        Some(rounds) => rounds.parse().context("ROUNDS is no number")?,
+        None => bench::ROUNDS,
+    };
+    let report = bench::run(rounds).await?;
     std::fs::write(bench::document(), report.markdown())?;
     print!("{}", report.text());
     Ok(report)

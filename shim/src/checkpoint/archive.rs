@@ -57,6 +57,8 @@ use crate::{container::Container, injected::Injected, restore};
 const FRAME: u64 = 4 << 20;
 /// A buffer that holds fewer frames than this gets smaller ones.
 const FRAMES: u64 = 32;
+/// With so many processors some have nothing to do while a container is dumped.
+const TO_SPARE: usize = 4;
 /// The smallest frame that the archive knows.
 const LEAST_FRAME: u64 = 64 << 10;
 
@@ -340,15 +342,18 @@ fn host<'a>(
     }
 }
 
-/// Readies memory for what the processes hold, while they still run.
+/// Readies memory for what the processes hold, while they still run. Where there are processors to
+/// spare that goes on beside the dump, which it stays ahead of.
 async fn prepare(container: &Container, control: &Control) {
     let pids = container
         .cgroup()
         .map_or_else(Vec::new, |cgroup| cgroup.pids());
     let control = control.clone();
     let ready = tokio::task::spawn_blocking(move || control.prepare(facts::memory(&pids)));
-    // Only earlier: the writer makes up for what is missing.
-    let _ = ready.await;
+    if std::thread::available_parallelism().map_or(1, usize::from) < TO_SPARE {
+        // Only earlier: the writer makes up for what is missing.
+        let _ = ready.await;
+    }
 }
 
 /// A frame that fits the buffer often enough to keep every thread busy.

@@ -8,9 +8,9 @@ use kybernate_hooks::containerd::{
     tasks::{PauseTaskRequest, ResumeTaskRequest},
 };
 use kybernate_integration::{
-    Pod,
+    Lab, Pod,
     checkpoint::{ARCHIVES, Archive, Finished, into_directory, run},
-    tasks,
+    eventually, tasks,
 };
 
 use crate::{
@@ -175,10 +175,13 @@ impl Slot {
         let (one, two) = (Archive::new(lab)?, Archive::new(lab)?);
         let (a, b) = tokio::join!(one.try_take(&id, &[]), two.try_take(&id, &[]));
         let (a, b) = (taken(&one, a?), taken(&two, b?));
-        a?;
-        self.keep(one, mark).await?;
-        b?;
-        self.keep(two, mark).await?;
+        // One may have been cut off and the other not.
+        for (archive, taken) in [(one, &a), (two, &b)] {
+            if taken.is_ok() {
+                self.keep(archive, mark).await?;
+            }
+        }
+        a.and(b)?;
         self.goes_on().await?;
         Ok(Outcome::Done)
     }
@@ -212,6 +215,11 @@ impl Slot {
         let command = ["kybernate", "checkpoint", &id, "-o", path];
         let argv = [&["timeout"][..], &arguments, &command].concat();
         let finished = run(&lab, &argv).await?;
+        // `timeout` does not wait for what it kills.
+        eventually("the client's end", Duration::from_secs(10), || async {
+            Ok((!is_named(&lab, path)?).then_some(()))
+        })
+        .await?;
         let outcome = match finished.code {
             0 => {
                 self.keep(archive, mark).await?;
@@ -401,4 +409,15 @@ fn taken(archive: &Archive, finished: Finished) -> Result<()> {
 fn kept(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("is kept in ")?;
     rest.split_once(": move it away").map(|(path, _)| path)
+}
+
+/// Whether a process has an argument.
+fn is_named(lab: &Lab, argument: &str) -> Result<bool> {
+    let processes = fs::read_dir(lab.path("/proc"))?.flatten();
+    Ok(processes.into_iter().any(|process| {
+        let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        arguments
+            .split(|byte| *byte == 0)
+            .any(|one| one == argument.as_bytes())
+    }))
 }

@@ -1,12 +1,15 @@
 //! The order of events, on which containerd's bookkeeping rests.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use kybernate_hooks::containerd::tasks::{PauseTaskRequest, ResumeTaskRequest};
 use kybernate_integration::{
-    Case, Handler, Suite,
+    Case, Handler, Pod, Suite,
     events::{Event, Recorder},
     tasks::{Exec, ExecOptions},
 };
+
+/// Rounds of what may go wrong now and then.
+const ROUNDS: usize = 5;
 
 pub fn add(suite: Suite) -> Suite {
     suite
@@ -62,35 +65,61 @@ async fn events_in_order(cx: Case) -> Result<()> {
 async fn events_of_a_short_life(cx: Case) -> Result<()> {
     let events = Recorder::subscribe(&cx.lab).await?;
     let pod = cx.pod().start().await?;
-    // The exit comes as close to the start as it can.
-    for round in 0..10 {
-        let app = pod
-            .container(&format!("short-{round}"))
-            .command(["true"])
-            .start()
-            .await?;
-        let seen = events.wait(&app.id, &Event::Exit(app.id.clone(), 0)).await;
-        if let (Err(error), Handler::Runc) = (&seen, cx.handler) {
-            // On a busy machine the stock shim has been seen to lose one.
-            println!("the stock shim, round {round}: {error:#}");
-            continue;
-        }
-        let seen: Vec<_> = seen?.into_iter().take(3).collect();
-        let expected = [Event::Create, Event::Start, Event::Exit(app.id.clone(), 0)];
-        ensure!(seen == expected, "round {round}: {seen:?}");
+    let mut failed = Vec::new();
+    for round in 0..ROUNDS {
+        let name = format!("short-{round}");
+        failed.extend(short_life(&events, &pod, &name).await.err());
     }
+    may_fail(cx.handler, &failed)
+}
+
+/// The exit comes as close to the start as it can.
+async fn short_life(events: &Recorder, pod: &Pod, name: &str) -> Result<()> {
+    let app = pod.container(name).command(["true"]).start().await?;
+    let exit = Event::Exit(app.id.clone(), 0);
+    let seen = events.wait(&app.id, &exit).await?;
+    ensure!(
+        seen.starts_with(&[Event::Create, Event::Start, exit]),
+        "{name}: {seen:?}"
+    );
     Ok(())
 }
 
 async fn events_of_the_sandbox(cx: Case) -> Result<()> {
     let events = Recorder::subscribe(&cx.lab).await?;
+    let mut failed = Vec::new();
+    for _ in 0..ROUNDS {
+        failed.extend(sandbox(&events, &cx).await.err());
+    }
+    may_fail(cx.handler, &failed)
+}
+
+async fn sandbox(events: &Recorder, cx: &Case) -> Result<()> {
     let pod = cx.pod().start().await?;
     pod.remove().await?;
     let seen = events.wait(&pod.id, &Event::Delete(pod.id.clone())).await?;
     let exits = seen.iter().filter(|e| matches!(e, Event::Exit(..))).count();
     ensure!(
-        seen[..2] == [Event::Create, Event::Start] && exits == 1,
+        seen.starts_with(&[Event::Create, Event::Start]) && exits == 1,
         "{seen:?}"
+    );
+    Ok(())
+}
+
+/// On a busy machine the stock shim has been seen to lose an event now and then. Ours must not.
+fn may_fail(handler: Handler, failed: &[Error]) -> Result<()> {
+    for error in failed {
+        println!("{handler:?}: {error:#}");
+    }
+    let allowed = match handler {
+        Handler::Runc => ROUNDS / 2,
+        _ => 0,
+    };
+    ensure!(
+        failed.len() <= allowed,
+        "{} of {ROUNDS} rounds failed, {allowed} may; the first: {:#}",
+        failed.len(),
+        failed[0]
     );
     Ok(())
 }

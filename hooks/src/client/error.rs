@@ -195,6 +195,22 @@ impl CheckpointError {
         }
     }
 
+    /// Of a call about the task of a container: one without a task has ended meanwhile.
+    pub(crate) fn task_call(method: &'static str, id: &str) -> impl Fn(tonic::Status) -> Self {
+        move |status| match status.code() {
+            Code::NotFound => Self::without_process(id),
+            _ => Self::call(method)(status),
+        }
+    }
+
+    /// The container has no process.
+    pub(crate) fn without_process(id: &str) -> Self {
+        Self::State {
+            id: id.to_owned(),
+            state: "without a process",
+        }
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -219,5 +235,20 @@ pub fn explain(status: &tonic::Status) -> String {
             )
         }
         code => format!("{} ({code:?})", status.message()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_is_not_found_has_ended() {
+        let told = |status| CheckpointError::task_call("Tasks.Checkpoint", "c1")(status);
+        let gone = told(tonic::Status::not_found("task c1 not found"));
+        assert!(matches!(gone, CheckpointError::State { .. }), "{gone}");
+        assert!(gone.to_string().starts_with("c1 is without a process"));
+        let other = told(tonic::Status::internal("runc failed"));
+        assert!(matches!(other, CheckpointError::Call { .. }), "{other}");
     }
 }

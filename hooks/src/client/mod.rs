@@ -214,7 +214,7 @@ async fn call(
             id: id.to_owned(),
             timeout_s: order.timeout.as_secs(),
         },
-        (Err(status), None) => CheckpointError::call("Tasks.Checkpoint")(status),
+        (Err(status), None) => CheckpointError::task_call("Tasks.Checkpoint", id)(status),
     };
     Err(staging.fail(id, failure))
 }
@@ -274,7 +274,7 @@ async fn pids(containerd: &Containerd, id: &str) -> Result<Vec<u32>, CheckpointE
         .tasks()
         .list_pids(request)
         .await
-        .map_err(CheckpointError::call("Tasks.ListPids"))?;
+        .map_err(CheckpointError::task_call("Tasks.ListPids", id))?;
     Ok(answer
         .into_inner()
         .processes

@@ -239,15 +239,15 @@ async fn process(
         container_id: id.to_owned(),
         ..Default::default()
     };
-    let none = || CheckpointError::State {
-        id: id.to_owned(),
-        state: "without a process",
-    };
-    match containerd.tasks().get(request).await {
-        Ok(answer) => answer.into_inner().process.ok_or_else(none),
-        Err(status) if status.code() == Code::NotFound => Err(none()),
-        Err(status) => Err(CheckpointError::call("Tasks.Get")(status)),
-    }
+    let answer = containerd
+        .tasks()
+        .get(request)
+        .await
+        .map_err(CheckpointError::task_call("Tasks.Get", id))?;
+    answer
+        .into_inner()
+        .process
+        .ok_or_else(|| CheckpointError::without_process(id))
 }
 
 async fn pod_container(

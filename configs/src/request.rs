@@ -15,13 +15,20 @@
 //! A lock that is gone means a client that is gone: the shim rolls back. A directory without
 //! `request.json` belongs to containerd itself and gets plain CRIU files.
 
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
 use kybernate_age::Recipient;
 use serde::{Deserialize, Serialize};
 
 /// How the name of every staging directory begins.
 pub const STAGING_PREFIX: &str = ".kybernate-";
+/// Whether a directory of that name is a staging directory.
+#[must_use]
+pub fn is_staging(name: &OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(STAGING_PREFIX.as_bytes())
+}
+
 /// Name of the request in the staging directory.
 pub const REQUEST_FILE: &str = "request.json";
 /// Name of the archive in the staging directory.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use kybernate_config::request::{REQUEST_FILE, RESULT_FILE, STAGING_PREFIX};
+use kybernate_config::request::{REQUEST_FILE, RESULT_FILE, is_staging};
 
 /// A directory whose client is gone is left to its shim for this long.
 const SETTLED: Duration = Duration::from_secs(600);
@@ -21,10 +21,7 @@ pub(crate) fn sweep(parent: &Path) {
     let ours = nix::unistd::geteuid().as_raw();
     for entry in entries.flatten() {
         let path = entry.path();
-        let stale = entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(STAGING_PREFIX.as_bytes())
+        let stale = is_staging(&entry.file_name())
             && entry
                 .metadata()
                 .is_ok_and(|facts| facts.is_dir() && facts.uid() == ours)

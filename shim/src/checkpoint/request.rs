@@ -11,7 +11,7 @@ use std::{
 
 use kybernate_age::Recipient;
 use kybernate_config::{
-    request::{CheckpointRequest, IncludedFile, REQUEST_FILE, REQUEST_VERSION, STAGING_PREFIX},
+    request::{CheckpointRequest, IncludedFile, REQUEST_FILE, REQUEST_VERSION, is_staging},
     settings::CheckpointSettings,
     size::{self, SizeError},
 };
@@ -199,11 +199,7 @@ impl Request {
     /// not have the name of one stays.
     pub fn remove_if_abandoned(&self) {
         let name = self.directory.file_name().unwrap_or_default();
-        if !name
-            .as_encoded_bytes()
-            .starts_with(STAGING_PREFIX.as_bytes())
-            || !self.client_is_gone()
-        {
+        if !is_staging(name) || !self.client_is_gone() {
             return;
         }
         if let Err(error) = fs::remove_dir_all(&self.directory) {

@@ -19,7 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::error::WriteError;
 use super::pipeline::Pipeline;
-use super::thread::spawn;
+use super::thread::{panicked, spawn};
 use crate::memory;
 
 /// Bytes per write.
@@ -28,6 +28,9 @@ pub(super) const STAGING: usize = 4 << 20;
 pub(super) const BUFFERS: usize = 2;
 /// What direct writes want offsets and sizes to be multiples of, at most.
 pub(super) const ALIGNMENT: usize = 4 << 10;
+
+/// Name of the thread.
+const NAME: &str = "disk";
 
 /// Part of the file.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl Disk {
         let (full, filled) = channel::<Full>();
         let (emptied, empty) = channel();
         let shared = Arc::clone(&target);
-        let thread = spawn("disk", pipeline, move |_| {
+        let thread = spawn(NAME, pipeline, move |_| {
             for Full {
                 buffer,
                 size,
@@ -120,7 +123,7 @@ impl Disk {
         };
         let sent = self.full.as_ref().is_some_and(|to| to.send(full).is_ok());
         if !sent {
-            return Err(gone());
+            return Err(panicked(NAME));
         }
         self.away += 1;
         Ok(())
@@ -153,7 +156,7 @@ impl Disk {
     }
 
     fn returned(&mut self) -> Result<MmapMut, WriteError> {
-        let buffer = self.empty.recv().map_err(|_| gone())?;
+        let buffer = self.empty.recv().map_err(|_| panicked(NAME))?;
         self.away -= 1;
         buffer
     }
@@ -190,10 +193,6 @@ impl Target {
         }
         Ok(())
     }
-}
-
-fn gone() -> WriteError {
-    WriteError::Panic { thread: "disk" }
 }
 
 fn set_direct(file: &File, direct: bool) -> nix::Result<()> {

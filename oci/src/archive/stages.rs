@@ -10,7 +10,7 @@ use super::frame;
 use super::level::Level;
 use super::pipeline::{Output, Pipeline, Step};
 use super::sink::Sink;
-use super::thread::spawn;
+use super::thread::{panicked, spawn};
 use crate::memory;
 
 /// More than the address space of a thread in bytes: its stacks, and what the allocator sets aside.
@@ -85,10 +85,6 @@ impl Stages {
         result?;
         written
     }
-}
-
-fn panicked(thread: &'static str) -> WriteError {
-    WriteError::Panic { thread }
 }
 
 fn compress(pipeline: &Pipeline, mut encoder: Encoder) {

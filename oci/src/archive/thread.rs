@@ -31,6 +31,11 @@ pub(super) fn spawn<T: Send + 'static>(
         })
 }
 
+/// The error for a thread that has panicked.
+pub(super) fn panicked(thread: &'static str) -> WriteError {
+    WriteError::Panic { thread }
+}
+
 /// Fails the pipeline when the thread that holds it panics.
 struct Alarm<'a> {
     pipeline: &'a Pipeline,
@@ -40,9 +45,7 @@ struct Alarm<'a> {
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.pipeline.fail(WriteError::Panic {
-                thread: self.thread,
-            });
+            self.pipeline.fail(panicked(self.thread));
         }
     }
 }

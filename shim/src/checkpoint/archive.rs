@@ -33,6 +33,7 @@ use kybernate_oci::{
 };
 
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use self::{
     content::append,
@@ -57,7 +58,8 @@ use crate::{container::Container, injected::Injected, restore};
 const FRAME: u64 = 4 << 20;
 /// A buffer that holds fewer frames than this gets smaller ones.
 const FRAMES: u64 = 32;
-/// With so many processors some have nothing to do while a container is dumped.
+/// With so many processors some have nothing to do while a container is dumped: memory is readied
+/// then.
 const TO_SPARE: usize = 4;
 /// The smallest frame that the archive knows.
 const LEAST_FRAME: u64 = 64 << 10;
@@ -125,11 +127,13 @@ pub async fn run(
     );
     let mut phases = Phases::default();
 
-    let ahead = |bytes| {
-        let control = control.clone();
-        drop(tokio::task::spawn_blocking(move || control.prepare(bytes)));
-    };
-    prepare(container, &control).await;
+    let ahead = |bytes| drop(ready(&control, move || bytes));
+    let pids = container.cgroup().map(|cgroup| cgroup.pids());
+    let readied = ready(&control, move || facts::memory(&pids.unwrap_or_default()));
+    if std::thread::available_parallelism().map_or(1, usize::from) < TO_SPARE {
+        // Only earlier: the writer makes up for what is missing.
+        let _ = readied.await;
+    }
 
     // From here to its end the container stands still.
     let frozen = Instant::now();
@@ -342,18 +346,10 @@ fn host<'a>(
     }
 }
 
-/// Readies memory for what the processes hold, while they still run. Where there are processors to
-/// spare that goes on beside the dump, which it stays ahead of.
-async fn prepare(container: &Container, control: &Control) {
-    let pids = container
-        .cgroup()
-        .map_or_else(Vec::new, |cgroup| cgroup.pids());
+/// Readies memory for so many bytes that will come.
+fn ready(control: &Control, bytes: impl FnOnce() -> u64 + Send + 'static) -> JoinHandle<()> {
     let control = control.clone();
-    let ready = tokio::task::spawn_blocking(move || control.prepare(facts::memory(&pids)));
-    if std::thread::available_parallelism().map_or(1, usize::from) < TO_SPARE {
-        // Only earlier: the writer makes up for what is missing.
-        let _ = ready.await;
-    }
+    tokio::task::spawn_blocking(move || control.prepare(bytes()))
 }
 
 /// A frame that fits the buffer often enough to keep every thread busy.

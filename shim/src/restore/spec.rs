@@ -38,7 +38,8 @@ fn make_read_only(rootfs: &Path) -> Result<(), RestoreError> {
     })
 }
 
-/// Names the sources of bind mounts without links, and tells whether that changed any. A source that can't be resolved stays: runc says why.
+/// Names the sources of bind mounts without links, and tells whether that changed any. A source
+/// that can't be resolved stays: runc says why.
 fn resolve(spec: &mut Value, canonical: impl Fn(&Path) -> Option<PathBuf>) -> bool {
     let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
     let mut changed = false;

@@ -32,7 +32,8 @@ const PODS: usize = 24;
 /// How often the largest container is restored in each way.
 const RESTORES: usize = 4;
 
-/// Measures everything, each way of a checkpoint so many times; takes some minutes. The machine should have nothing else to do.
+/// Measures everything, each way of a checkpoint so many times; takes some minutes. The machine
+/// should have nothing else to do.
 pub async fn run(rounds: usize) -> Result<Report> {
     let options = LabOptions {
         log_level: "warn".into(),

@@ -11,7 +11,7 @@ use kybernate_hooks::cri::v1::{NamespaceMode, NamespaceOption};
 
 pub use container::{Container, ContainerBuilder, ExecOutput};
 pub use logs::LogLine;
-pub use pod::{Pod, PodBuilder};
+pub use pod::{Pod, PodBuilder, remove as remove_pod, remove_containers};
 
 /// The namespaces of an ordinary pod's container: all of the pod but the PID namespace.
 fn own_pid_namespace() -> NamespaceOption {

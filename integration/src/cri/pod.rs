@@ -232,7 +232,34 @@ pub(super) fn bundle(lab: &Lab, id: &str) -> PathBuf {
     ))
 }
 
-pub(crate) async fn remove(lab: &Lab, id: &str) -> Result<()> {
+/// Removes the containers of a sandbox whose names are chosen, running or not.
+pub async fn remove_containers(
+    lab: &Lab,
+    sandbox: &str,
+    chosen: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let mut cri = lab.cri();
+    let filter = Some(ContainerFilter {
+        pod_sandbox_id: sandbox.into(),
+        ..ContainerFilter::default()
+    });
+    let listed = cri
+        .list_containers(ListContainersRequest { filter })
+        .await
+        .with_context(|| format!("ListContainers of {sandbox}"))?;
+    for container in listed.into_inner().containers {
+        if container.metadata.is_some_and(|m| chosen(&m.name)) {
+            let container_id = container.id.clone();
+            cri.remove_container(RemoveContainerRequest { container_id })
+                .await
+                .with_context(|| format!("RemoveContainer {}", container.id))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a sandbox and its containers, running or not.
+pub async fn remove(lab: &Lab, id: &str) -> Result<()> {
     let mut cri = lab.cri();
     let pod_sandbox_id = id.to_owned();
     cri.stop_pod_sandbox(StopPodSandboxRequest {
@@ -240,23 +267,9 @@ pub(crate) async fn remove(lab: &Lab, id: &str) -> Result<()> {
     })
     .await
     .with_context(|| format!("StopPodSandbox {id}"))?;
-    // One after the other, as kubelet does: a containerd that removes them along with their sandbox
-    // takes a lock twice, and hangs for good if an NRI plugin registers between the two.
-    let of_pod = ContainerFilter {
-        pod_sandbox_id: pod_sandbox_id.clone(),
-        ..ContainerFilter::default()
-    };
-    let listed = cri.list_containers(ListContainersRequest {
-        filter: Some(of_pod),
-    });
-    for container in listed.await?.into_inner().containers {
-        let container_id = container.id;
-        cri.remove_container(RemoveContainerRequest {
-            container_id: container_id.clone(),
-        })
-        .await
-        .with_context(|| format!("RemoveContainer {container_id}"))?;
-    }
+    // First, as kubelet does: a containerd that removes them along with their sandbox takes a lock
+    // twice, and hangs for good if an NRI plugin registers between the two.
+    remove_containers(lab, id, |_| true).await?;
     cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id })
         .await
         .with_context(|| format!("RemovePodSandbox {id}"))?;

@@ -324,24 +324,38 @@ impl Lab {
 
     /// Pids of the lab's processes whose first argument has this file name, oldest first.
     pub fn pids_of(&self, program: &str) -> Result<Vec<u32>> {
-        let mut pids = Vec::new();
+        let is_of = |arguments: &[String]| {
+            let name = arguments
+                .first()
+                .and_then(|first| Path::new(first).file_name());
+            name.is_some_and(|name| name == program)
+        };
+        let mut pids: Vec<_> = self
+            .processes()?
+            .into_iter()
+            .filter(|(_, arguments)| is_of(arguments))
+            .map(|(pid, _)| pid)
+            .collect();
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// Pids and arguments of the lab's processes.
+    pub fn processes(&self) -> Result<Vec<(u32, Vec<String>)>> {
+        let mut processes = Vec::new();
         for entry in fs::read_dir(self.path("/proc"))? {
             let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else {
                 continue;
             };
+            // A process may end between being seen and being looked at.
             let Ok(line) = fs::read(self.path(format!("/proc/{pid}/cmdline"))) else {
                 continue;
             };
-            let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
-            if Path::new(&*String::from_utf8_lossy(first))
-                .file_name()
-                .is_some_and(|name| name == program)
-            {
-                pids.push(pid);
-            }
+            let arguments = line.split(|byte| *byte == 0);
+            let arguments = arguments.map(|one| String::from_utf8_lossy(one).into_owned());
+            processes.push((pid, arguments.collect()));
         }
-        pids.sort_unstable();
-        Ok(pids)
+        Ok(processes)
     }
 
     /// Imports an image of [`catalog`] into containerd's namespace of Kubernetes.

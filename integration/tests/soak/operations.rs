@@ -8,7 +8,7 @@ use kybernate_hooks::containerd::{
     tasks::{PauseTaskRequest, ResumeTaskRequest},
 };
 use kybernate_integration::{
-    Lab, Pod,
+    Pod,
     checkpoint::{ARCHIVES, Archive, Finished, into_directory, run},
     eventually, tasks,
 };
@@ -217,7 +217,8 @@ impl Slot {
         let finished = run(&lab, &argv).await?;
         // `timeout` does not wait for what it kills.
         eventually("the client's end", Duration::from_secs(10), || async {
-            Ok((!is_named(&lab, path)?).then_some(()))
+            let mut processes = lab.processes()?.into_iter();
+            Ok((!processes.any(|(_, arguments)| arguments.contains(path))).then_some(()))
         })
         .await?;
         let outcome = match finished.code {
@@ -409,15 +410,4 @@ fn taken(archive: &Archive, finished: Finished) -> Result<()> {
 fn kept(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("is kept in ")?;
     rest.split_once(": move it away").map(|(path, _)| path)
-}
-
-/// Whether a process has an argument.
-fn is_named(lab: &Lab, argument: &str) -> Result<bool> {
-    let processes = fs::read_dir(lab.path("/proc"))?.flatten();
-    Ok(processes.into_iter().any(|process| {
-        let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        arguments
-            .split(|byte| *byte == 0)
-            .any(|one| one == argument.as_bytes())
-    }))
 }

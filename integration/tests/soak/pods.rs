@@ -7,10 +7,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use kybernate_hooks::cri::v1::{
-    ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest,
-};
-use kybernate_integration::{Lab, Pod, node};
+use kybernate_hooks::cri::v1::ListPodSandboxRequest;
+use kybernate_integration::{Lab, Pod, cri::remove_pod, node};
 
 use crate::{
     random::Random,
@@ -182,13 +180,7 @@ async fn remove_named(lab: &Lab, name: &str) -> Result<()> {
         .await?;
     for pod in listed.into_inner().items {
         if pod.metadata.is_some_and(|metadata| metadata.name == name) {
-            let pod_sandbox_id = pod.id;
-            cri.stop_pod_sandbox(StopPodSandboxRequest {
-                pod_sandbox_id: pod_sandbox_id.clone(),
-            })
-            .await?;
-            cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id })
-                .await?;
+            remove_pod(lab, &pod.id).await?;
         }
     }
     Ok(())

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, ensure};
 use kybernate_config::names;
 use kybernate_hooks::{
     containerd::{task::Status, tasks::ResumeTaskRequest},
-    cri::v1::{ContainerFilter, ContainerState, ListContainersRequest, RemoveContainerRequest},
+    cri::v1::ContainerState,
 };
 use kybernate_integration::{
     Container, Pod,
     checkpoint::{Archive, run},
-    cri::ContainerBuilder,
+    cri::{ContainerBuilder, remove_containers},
     eventually, gpu, tasks,
     workload::Workload,
 };
@@ -274,21 +274,7 @@ impl Slot {
 
     /// Removes all that is in the pod of this slot, as kubelet does when it has lost track.
     async fn clear(&mut self, pod: &Pod) -> Result<()> {
-        let mut cri = self.world.cx.lab.cri();
-        let filter = Some(ContainerFilter {
-            pod_sandbox_id: pod.id.clone(),
-            ..Default::default()
-        });
-        let listed = cri
-            .list_containers(ListContainersRequest { filter })
-            .await?;
-        for container in listed.into_inner().containers {
-            if container.metadata.is_some_and(|m| m.name == self.name) {
-                let container_id = container.id;
-                cri.remove_container(RemoveContainerRequest { container_id })
-                    .await?;
-            }
-        }
+        remove_containers(&pod.lab, &pod.id, |name| name == self.name).await?;
         self.container = None;
         Ok(())
     }

@@ -12,6 +12,8 @@ DEB_TOOLS := mmdebstrap:mmdebstrap debian-archive-keyring:/usr/share/keyrings/de
 # What packages are made with, and manifests and profiles are tested with.
 DEB_TOOLS_DIST := dpkg:dpkg-deb rpm:rpmbuild apparmor:apparmor_parser binutils:objdump python3-venv:python3
 TOOLS := target/tools
+# The end-to-end suites. No test of another crate has one of these names.
+SUITES := $(basename $(notdir $(wildcard integration/tests/*.rs) $(patsubst %/main.rs,%,$(wildcard integration/tests/*/main.rs))))
 STATIC := x86_64-unknown-linux-gnu
 
 define cargo
@@ -59,20 +61,23 @@ check: ## Formatting, lints, documentation and shell scripts
 test: unit e2e ## All tests: unit, and end to end on both Debian labs
 
 unit: deps ## Tests that need neither root nor a lab
-	cargo test --workspace --exclude kybernate-integration
+	cargo test --workspace --lib --bins
+	cargo test --workspace --exclude kybernate-integration --test '*'
+	cargo test --workspace --doc
 
-e2e: deps ## End-to-end suites in labs, as root; ARGS='-- trixie/runc' runs a part
-	cargo build --workspace --bins
-	cargo test -p kybernate-integration --no-fail-fast $(AS_ROOT) $(ARGS)
+# With the features of the workspace everything is built once, and not once for each selection.
+e2e: deps ## End-to-end suites in labs, as root; SUITES=hooks ARGS=trixie/ runs a part
+	cargo build --workspace --all-targets
+	cargo test --workspace --no-fail-fast $(AS_ROOT) $(SUITES:%=--test %) -- $(ARGS)
 
 faults: deps ## The whole matrix of faults, as root; prints its table
-	cargo build --workspace --bins
-	KYBERNATE_FAULTS=all cargo test -p kybernate-integration --test faults $(AS_ROOT) -- $(ARGS)
+	cargo build --workspace --all-targets
+	KYBERNATE_FAULTS=all cargo test --workspace --test faults $(AS_ROOT) -- $(ARGS)
 
 soak: deps ## Thirty containers under load for MINUTES (60), as root; SEED=N repeats a run
-	cargo build --workspace --bins
+	cargo build --workspace --all-targets
 	KYBERNATE_SOAK_MINUTES=$(or $(MINUTES),60) $(if $(SEED),KYBERNATE_SOAK_SEED=$(SEED)) \
-		cargo test -p kybernate-integration --test soak $(AS_ROOT) -- --nocapture $(ARGS)
+		cargo test --workspace --test soak $(AS_ROOT) -- --nocapture $(ARGS)
 
 SECONDS ?= 60
 fuzz: deps ## Fuzz all parsers for SECONDS=60 each, or TARGETS='archive mux'; installs cargo-fuzz

@@ -42,6 +42,9 @@ const FIXED: [&str; 8] = [
 /// How long something may take to vanish.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// How long nothing has changed in a lab at rest.
+const REST: Duration = Duration::from_millis(500);
+
 /// The state of a lab at one moment: mounts, cgroups, processes, files of ours, and which
 /// cgroups are frozen and which processes traced.
 #[derive(Debug)]
@@ -57,9 +60,15 @@ impl Node {
         Self::by(lab, facts)
     }
 
-    /// The same, but processes are told apart by their names and not by their pids: containerd
-    /// may have been restarted meanwhile.
-    pub fn look_at_names(lab: &Arc<Lab>) -> Result<Self> {
+    /// The same once the lab has come to rest, but processes are told apart by their names and not
+    /// by their pids: containerd may have been restarted meanwhile.
+    pub async fn look_at_names(lab: &Arc<Lab>) -> Result<Self> {
+        eventually("a lab at rest", SETTLE, || async {
+            let before = names_only(lab)?;
+            tokio::time::sleep(REST).await;
+            Ok((names_only(lab)? == before).then_some(()))
+        })
+        .await?;
         Self::by(lab, names_only)
     }
 
@@ -219,6 +228,10 @@ pub async fn remove(pod: &Pod, lab: &Lab) -> Result<()> {
     // containerd hears of the end of a shim a moment later.
     eventually("an end of the pod", SETTLE, || async {
         pod.remove().await.map(Some)
+    })
+    .await?;
+    eventually("an end of the pod's shim", SETTLE, || async {
+        Ok(pod.shims()?.is_empty().then_some(()))
     })
     .await?;
     let linux = pod.config.linux.as_ref().context("no cgroup")?;

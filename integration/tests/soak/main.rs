@@ -85,7 +85,7 @@ async fn soak(cx: Case) -> Result<()> {
     // The first pod makes what stays: the cgroup of all pods.
     let first = cx.pod().start().await?;
     node::remove(&first, &lab).await?;
-    let before = node::Node::look_at_names(&lab)?;
+    let before = node::Node::look_at_names(&lab).await?;
 
     let world = Arc::new(World::new(cx.clone(), seed, lasts));
     let begun = Instant::now();

@@ -9,6 +9,10 @@ const SETS: [&str; 3] = ["bounding", "effective", "permitted"];
 
 /// Adds the capabilities to a spec. Returns whether it has changed.
 pub fn add(spec: &mut Value, wish: &Capabilities) -> bool {
+    if wish.names().next().is_none() {
+        // Not even empty sets where there are none.
+        return false;
+    }
     let mut changed = false;
     let sets = object(object(spec, "process"), "capabilities");
     for set in SETS {
@@ -69,6 +73,15 @@ mod tests {
         assert_eq!(sets["permitted"], json!(["CAP_KILL", "CAP_SYS_PTRACE"]));
         assert_eq!(sets["inheritable"], json!(["CAP_CHOWN"]));
         assert!(!add(&mut spec, &wish));
+    }
+
+    #[test]
+    fn an_empty_wish_changes_nothing() {
+        for before in [json!({}), json!({"process": {"capabilities": null}})] {
+            let mut spec = before.clone();
+            assert!(!add(&mut spec, &Capabilities::default()));
+            assert_eq!(spec, before);
+        }
     }
 
     #[test]

@@ -41,7 +41,6 @@ const FIXED: [&str; 8] = [
 
 /// How long something may take to vanish.
 const SETTLE: Duration = Duration::from_secs(10);
-
 /// How long nothing has changed in a lab at rest.
 const REST: Duration = Duration::from_millis(500);
 
@@ -57,26 +56,26 @@ pub struct Node {
 impl Node {
     /// Looks at the lab. Nothing else should be going on in it.
     pub fn look(lab: &Arc<Lab>) -> Result<Self> {
-        Self::by(lab, facts)
+        Ok(Self {
+            lab: lab.clone(),
+            facts: facts(lab)?,
+            look: facts,
+        })
     }
 
     /// The same once the lab has come to rest, but processes are told apart by their names and not
     /// by their pids: containerd may have been restarted meanwhile.
     pub async fn look_at_names(lab: &Arc<Lab>) -> Result<Self> {
-        eventually("a lab at rest", SETTLE, || async {
+        let facts = eventually("a lab at rest", SETTLE, || async {
             let before = names_only(lab)?;
             tokio::time::sleep(REST).await;
-            Ok((names_only(lab)? == before).then_some(()))
+            Ok((names_only(lab)? == before).then_some(before))
         })
         .await?;
-        Self::by(lab, names_only)
-    }
-
-    fn by(lab: &Arc<Lab>, look: fn(&Lab) -> Result<BTreeSet<String>>) -> Result<Self> {
         Ok(Self {
             lab: lab.clone(),
-            facts: look(lab)?,
-            look,
+            facts,
+            look: names_only,
         })
     }
 

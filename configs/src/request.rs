@@ -22,13 +22,6 @@ use serde::{Deserialize, Serialize};
 
 /// How the name of every staging directory begins.
 pub const STAGING_PREFIX: &str = ".kybernate-";
-/// Whether a directory of that name is a staging directory.
-#[must_use]
-pub fn is_staging(name: &OsStr) -> bool {
-    name.as_encoded_bytes()
-        .starts_with(STAGING_PREFIX.as_bytes())
-}
-
 /// Name of the request in the staging directory.
 pub const REQUEST_FILE: &str = "request.json";
 /// Name of the archive in the staging directory.
@@ -40,6 +33,13 @@ pub const RESULT_FILE: &str = "result.json";
 
 /// Version of [`CheckpointRequest`] that this build writes and reads.
 pub const REQUEST_VERSION: u32 = 1;
+
+/// Whether a directory of that name is a staging directory.
+#[must_use]
+pub fn is_staging(name: &OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(STAGING_PREFIX.as_bytes())
+}
 
 /// What a client asks of the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

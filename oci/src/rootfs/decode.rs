@@ -21,6 +21,11 @@ use super::pax::{DELETED_KEY, Extension, records};
 /// have on common file systems.
 const EXTENSION_LIMIT: u64 = 8 << 20;
 
+/// Bits of Linux's device numbers (`MINORBITS` in `include/linux/kdev_t.h`): larger ones, which
+/// fields of a tar can hold, would name other devices once they are cut off.
+const MAJOR_BITS: u32 = 12;
+const MINOR_BITS: u32 = 20;
+
 /// Why a tar was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
@@ -189,13 +194,13 @@ impl<R: Read> Members<R> {
             }
             EntryType::Fifo => Kind::Fifo,
             kind @ (EntryType::Char | EntryType::Block) => {
-                let number = |field: io::Result<Option<u32>>| match field {
-                    Ok(Some(number)) => Ok(u64::from(number)),
+                let number = |field: io::Result<Option<u32>>, bits| match field {
+                    Ok(Some(number)) if number >> bits == 0 => Ok(u64::from(number)),
                     _ => Err(bad("has no valid device number")),
                 };
                 let (major, minor) = (
-                    number(header.device_major())?,
-                    number(header.device_minor())?,
+                    number(header.device_major(), MAJOR_BITS)?,
+                    number(header.device_minor(), MINOR_BITS)?,
                 );
                 if kind == EntryType::Char {
                     Kind::Char(major, minor)

@@ -70,7 +70,7 @@ impl<'a> Encoder<'a> {
 
     fn kind(&self, header: &mut Header, records: &mut Records, kind: &Kind) -> EntryType {
         let mut device = |major: u64, minor: u64| {
-            // Both fit: the kernel's numbers have 12 and 20 bits.
+            // Both fit: the kernel's numbers have 12 and 20 bits, and no others are decoded.
             let ustar = header.as_ustar_mut().expect("made as ustar");
             ustar.set_device_major(u32::try_from(major).unwrap_or(u32::MAX));
             ustar.set_device_minor(u32::try_from(minor).unwrap_or(u32::MAX));

@@ -294,16 +294,19 @@ fn kinds_that_do_not_belong_are_refused() {
         "{result:?}"
     );
     // A whiteout is refused even where devices are allowed.
-    let mut header = Tar::header(EntryType::Char, b"white", b"", 0);
-    header.set_device_major(0).unwrap();
-    header.set_device_minor(0).unwrap();
-    header.set_cksum();
-    let tar = Tar(header.as_bytes().to_vec()).end();
-    let limits = Limits {
-        devices: Devices::Make,
-        ..Limits::default()
+    let made = |major, minor| {
+        let mut header = Tar::header(EntryType::Char, b"white", b"", 0);
+        header.set_device_major(major).unwrap();
+        header.set_device_minor(minor).unwrap();
+        header.set_cksum();
+        let tar = Tar(header.as_bytes().to_vec()).end();
+        let limits = Limits {
+            devices: Devices::Make,
+            ..Limits::default()
+        };
+        apply(&scene.root(), &tar[..], &[], &limits)
     };
-    let result = apply(&scene.root(), &tar[..], &[], &limits);
+    let result = made(0, 0);
     assert!(
         matches!(
             result,
@@ -315,6 +318,14 @@ fn kinds_that_do_not_belong_are_refused() {
         ),
         "{result:?}"
     );
+    // So are numbers that would be one, or another device, once Linux has cut them off.
+    for (major, minor) in [(1 << 12, 0), (0, 1 << 20), ((1 << 12) + 1, 3)] {
+        let result = made(major, minor);
+        assert!(
+            matches!(result, Err(ApplyError::Tar(TarError::Header { .. }))),
+            "{major}:{minor}: {result:?}"
+        );
+    }
 }
 
 #[test]

@@ -20,6 +20,10 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::hex;
 
+mod beside;
+
+pub use beside::{SIZE_MAX, read_beside};
+
 /// Version of the format.
 const VERSION: u32 = 1;
 

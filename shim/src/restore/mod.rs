@@ -199,24 +199,21 @@ fn identities(path: &Path, settings: &RestoreSettings) -> Result<Vec<Identity>, 
 /// Makes sure that somebody who is trusted has signed an archive. Its digest is that of the file
 /// that is open, and covers every byte that is read of it from here on.
 fn check_signature(path: &Path, digest: &str, keys: &[PathBuf]) -> Result<(), RestoreError> {
-    let read = |path: &Path| {
-        fs::read_to_string(path).map_err(|source| RestoreError::Host {
+    let failed = |path: PathBuf| {
+        move |source| RestoreError::Host {
             action: "read",
-            path: path.into(),
+            path,
             source,
-        })
+        }
     };
     let keys = keys
         .iter()
-        .map(|key| read(key))
+        .map(|key| fs::read_to_string(key).map_err(failed(key.clone())))
         .collect::<Result<Vec<_>, _>>()?;
-    let place = signature::place(path);
-    let signatures = match read(&place) {
-        Err(RestoreError::Host { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            String::new()
-        }
-        other => other?,
-    };
+    // Without a file nobody has signed.
+    let signatures = signature::read_beside(path)
+        .map_err(failed(signature::place(path)))?
+        .unwrap_or_default();
     let key = signature::verify(digest, &signatures, &keys).map_err(|source| {
         RestoreError::Signature {
             path: path.into(),

@@ -96,7 +96,7 @@ pub fn sign(manifest_sha256: &str, private_key: &str) -> Result<String, Signatur
 }
 
 /// Looks for a signature by one of the trusted public keys in the text of a file of signatures.
-/// Returns that key.
+/// Returns that key. A line that does not parse is an error only where no other one counts.
 pub fn verify(
     manifest_sha256: &str,
     signatures: &str,
@@ -111,11 +111,18 @@ pub fn verify(
         keys.push((id(&key), key));
     }
     let mut signers = Vec::new();
+    let mut damaged = None;
     for (index, line) in signatures.lines().enumerate() {
-        let parsed: Line = serde_json::from_str(line).map_err(|error| SignatureError::Format {
-            line: index + 1,
-            reason: error.to_string(),
-        })?;
+        let parsed: Line = match serde_json::from_str(line) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                damaged.get_or_insert_with(|| SignatureError::Format {
+                    line: index + 1,
+                    reason: error.to_string(),
+                });
+                continue;
+            }
+        };
         let good = keys.iter().any(|(id, key)| {
             parsed.version == VERSION
                 && *id == parsed.key
@@ -129,10 +136,10 @@ pub fn verify(
         }
         signers.push(parsed.key);
     }
-    Err(SignatureError::Untrusted {
+    Err(damaged.unwrap_or_else(|| SignatureError::Untrusted {
         manifest: manifest_sha256.into(),
         signers,
-    })
+    }))
 }
 
 fn text(manifest_sha256: &str) -> String {
@@ -214,6 +221,18 @@ mod tests {
                 .contains("openssl")
         );
         assert!(verify(DIGEST, &line, &["x".into()]).is_err());
+    }
+
+    #[test]
+    fn a_line_cut_short_does_not_hide_the_good_ones() {
+        let ((private, public), (other, _)) = (keys(1), keys(2));
+        let line = sign(DIGEST, &private).unwrap();
+        let torn = format!("{}\n{}", &line[..20], sign(DIGEST, &other).unwrap());
+        for text in [format!("{torn}{line}"), format!("{line}{torn}")] {
+            assert!(verify(DIGEST, &text, std::slice::from_ref(&public)).is_ok());
+        }
+        let error = verify(DIGEST, &format!("{torn}{{}}\n"), &[public]).unwrap_err();
+        assert!(matches!(error, SignatureError::Format { line: 1, .. }));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use kybernate_config::Settings;
 use kybernate_oci::archive::{self, ConvertError};
 use tempfile::{Builder, NamedTempFile};
 
-use super::{identities, runtime};
+use super::{identities, parent, runtime};
 use crate::{
     args::{Decrypt, Encrypt},
     interrupt,
@@ -61,10 +61,7 @@ fn convert(
     if !force && output.symlink_metadata().is_ok() {
         bail!("{} exists; --force replaces it", output.display());
     }
-    let parent = match output.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = parent(output);
     let cannot = || format!("cannot write {}", output.display());
     let partial = Builder::new()
         .prefix(".kybernate-")

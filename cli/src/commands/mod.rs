@@ -94,6 +94,14 @@ fn identities(keys: &Keys) -> anyhow::Result<Vec<Identity>> {
     Ok(identities)
 }
 
+/// The directory of a file.
+fn parent(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A runtime for commands that talk to containerd.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()

@@ -140,13 +140,19 @@ async fn interrupted(shim: Shim, exit: bool) -> (Vec<String>, Result<Checkpoint,
 async fn an_interrupt_makes_the_shim_roll_back_and_leaves_nothing() {
     let (left, outcome) = interrupted(Shim::Waits, false).await;
     assert!(
-        matches!(outcome, Err(CheckpointError::Interrupted { .. })),
+        matches!(
+            outcome,
+            Err(CheckpointError::Interrupted { said: None, .. })
+        ),
         "{outcome:?}"
     );
     assert!(left.is_empty(), "{left:?}");
     let (left, outcome) = interrupted(Shim::Finishes, false).await;
     assert!(
-        matches!(outcome, Err(CheckpointError::Interrupted { .. })),
+        matches!(
+            outcome,
+            Err(CheckpointError::Interrupted { said: None, .. })
+        ),
         "{outcome:?}"
     );
     assert!(left.is_empty(), "{left:?}");
@@ -174,7 +180,33 @@ async fn a_deadline_rolls_back() {
         .await
         .unwrap_err();
     assert!(matches!(err, CheckpointError::Deadline { .. }), "{err}");
+    assert!(err.to_string().contains("nothing was written"), "{err}");
     assert_eq!(left(dir.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_all_is_well_when_the_shim_says_otherwise() {
+    let says = |told: String| {
+        assert!(told.contains("doctor --repair"), "{told}");
+        assert!(!told.contains("goes on running"), "{told}");
+    };
+    let (left_there, outcome) = interrupted(Shim::Leaves, false).await;
+    says(outcome.unwrap_err().to_string());
+    assert!(left_there.is_empty(), "{left_there:?}");
+    let double = Double {
+        shim: Shim::Leaves,
+        ..Double::default()
+    };
+    let (dir, connection) = double.serve().await;
+    let order = CheckpointOrder {
+        timeout: Duration::from_millis(200),
+        ..order(dir.path())
+    };
+    let err = take(&connection, ID, &order, &mut Vec::new())
+        .await
+        .unwrap_err();
+    assert!(err.to_string().contains("not done within"), "{err}");
+    says(err.to_string());
 }
 
 #[tokio::test]

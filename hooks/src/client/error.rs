@@ -156,10 +156,12 @@ pub enum CheckpointError {
         source: Box<CheckpointError>,
     },
     /// Interrupted by its caller.
-    #[error("interrupted; {id} goes on running and nothing was written")]
+    #[error("interrupted; {}", outcome(id, said.as_ref()))]
     Interrupted {
         /// The container.
         id: String,
+        /// What was said other than that all is as it was.
+        said: Option<String>,
     },
     /// Interrupted, and the shim did not confirm.
     #[error(
@@ -176,14 +178,16 @@ pub enum CheckpointError {
     },
     /// Out of time.
     #[error(
-        "not done within {timeout_s} s; {id} goes on running and nothing was written; give it \
-         more time with --timeout"
+        "not done within {timeout_s} s; {}; give it more time with --timeout",
+        outcome(id, said.as_ref())
     )]
     Deadline {
         /// The container.
         id: String,
         /// The time it had, in seconds.
         timeout_s: u64,
+        /// What was said other than that all is as it was.
+        said: Option<String>,
     },
 }
 
@@ -222,6 +226,12 @@ impl CheckpointError {
             source,
         }
     }
+}
+
+/// How a checkpoint ended that was not wanted any more.
+fn outcome(id: &str, said: Option<&String>) -> String {
+    said.cloned()
+        .unwrap_or_else(|| format!("{id} goes on running and nothing was written"))
 }
 
 /// The text of a status, with its class where that says more.

@@ -17,6 +17,7 @@ mod resolve;
 mod shim;
 mod staging;
 mod target;
+mod undone;
 
 use std::{
     future::Future,
@@ -209,11 +210,8 @@ async fn call(
         (Ok(_), None) => return Ok(staging),
         // A container that has ended lives on in its archive alone.
         (Ok(_), Some(_)) if order.exit => return Ok(staging),
-        (_, Some(Withdrawal::Interrupt)) => CheckpointError::Interrupted { id: id.to_owned() },
-        (_, Some(Withdrawal::Deadline)) => CheckpointError::Deadline {
-            id: id.to_owned(),
-            timeout_s: order.timeout.as_secs(),
-        },
+        (Ok(_), Some(cause)) => cause.failure(id, order, None),
+        (Err(status), Some(cause)) => cause.failure(id, order, undone::otherwise(id, status)),
         (Err(status), None) => CheckpointError::task_call("Tasks.Checkpoint", id)(status),
     };
     Err(staging.fail(id, failure))
@@ -231,6 +229,18 @@ impl Withdrawal {
         match self {
             Self::Interrupt => "interrupted",
             Self::Deadline => "out of time",
+        }
+    }
+
+    fn failure(self, id: &str, order: &CheckpointOrder, said: Option<String>) -> CheckpointError {
+        let id = id.to_owned();
+        match self {
+            Self::Interrupt => CheckpointError::Interrupted { id, said },
+            Self::Deadline => CheckpointError::Deadline {
+                id,
+                timeout_s: order.timeout.as_secs(),
+                said,
+            },
         }
     }
 }

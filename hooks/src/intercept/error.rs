@@ -65,10 +65,11 @@ impl CallError {
     fn text(&self, deadline: &Deadline) -> String {
         let given = deadline.given.as_secs_f32();
         match self {
-            Self::Checkpoint(CheckpointError::Deadline { id, .. }) => format!(
-                "the checkpoint of {id} would not be done within the {given} s of its caller; it \
-                 was undone, the container runs on and no file is left; give it more time, with \
-                 kubelet's API by ?timeout=SECONDS"
+            Self::Checkpoint(CheckpointError::Deadline { id, said, .. }) => format!(
+                "the checkpoint of {id} would not be done within the {given} s of its caller; {}; \
+                 give it more time, with kubelet's API by ?timeout=SECONDS",
+                said.as_deref()
+                    .unwrap_or("it was undone, the container runs on and no file is left")
             ),
             Self::Checkpoint(CheckpointError::Space {
                 path,
@@ -153,10 +154,12 @@ mod tests {
         let late = status(CheckpointError::Deadline {
             id: "c1".into(),
             timeout_s: 0,
+            said: None,
         });
         assert_eq!(late.code(), Code::DeadlineExceeded);
         assert!(late.message().contains("1 s") && late.message().contains("?timeout="));
         assert!(!late.message().contains("--timeout"));
+        assert!(late.message().contains("was undone"), "{late}");
         let full = status(CheckpointError::Space {
             path: "/var/lib/kubelet/checkpoints".into(),
             available: 1 << 20,
@@ -164,6 +167,19 @@ mod tests {
         });
         assert_eq!(full.code(), Code::ResourceExhausted);
         assert!(full.message().contains("1.00 MiB") && !full.message().contains("--"));
+    }
+
+    #[test]
+    fn what_the_shim_says_of_a_late_one_is_passed_on() {
+        let said = Some("not everything is as before; `kybernate doctor --repair` tries again");
+        let late = status(CheckpointError::Deadline {
+            id: "c1".into(),
+            timeout_s: 0,
+            said: said.map(str::to_owned),
+        });
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+        assert!(late.message().contains("doctor --repair"), "{late}");
+        assert!(!late.message().contains("was undone"), "{late}");
     }
 
     #[test]

@@ -92,7 +92,11 @@ async fn take(
     let prepared = tokio::select! {
         prepared = prepare(order, &connection) => prepared?,
         () = cancel.cancelled() => {
-            return Err(CheckpointError::Interrupted { id: asked.container_id.clone() }.into());
+            return Err(CheckpointError::Interrupted {
+                id: asked.container_id.clone(),
+                said: None,
+            }
+            .into());
         }
         () = tokio::time::sleep(order.deadline.left()) => return Err(late(order).into()),
     };
@@ -188,6 +192,7 @@ fn late(order: &Order) -> CheckpointError {
     CheckpointError::Deadline {
         id: order.asked.container_id.clone(),
         timeout_s: order.deadline.given.as_secs(),
+        said: None,
     }
 }
 

@@ -51,8 +51,10 @@ pub enum Shim {
     Works,
     /// Fails half way.
     Fails,
-    /// Waits until its client has gone, and then fails.
+    /// Waits until its client has gone, and then rolls back.
     Waits,
+    /// Does so, and something stays.
+    Leaves,
     /// Waits until its client has gone, and then is done all the same.
     Finishes,
     /// Knows nothing of requests and leaves plain images.
@@ -129,15 +131,25 @@ impl Double {
                 return failed();
             }
             Shim::Stock => fs::write(staging.join("inventory.img"), "").unwrap(),
-            Shim::Waits | Shim::Finishes => {
+            Shim::Waits | Shim::Leaves | Shim::Finishes => {
                 let request = File::open(staging.join(REQUEST_FILE)).unwrap();
                 while matches!(request.try_lock(), Err(TryLockError::WouldBlock)) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                if self.shim == Shim::Waits {
-                    return failed();
+                let undone = format!(
+                    "checkpoint of container {ID} was rolled back: the client that asked for it \
+                     went away (at step dump)"
+                );
+                match self.shim {
+                    Shim::Waits => return Err(Status::cancelled(undone)),
+                    Shim::Leaves => {
+                        return Err(Status::cancelled(format!(
+                            "{undone}; and not everything is as before: a mount; `kybernate doctor \
+                             --repair` tries again"
+                        )));
+                    }
+                    _ => write(&staging),
                 }
-                write(&staging);
             }
         }
         Ok(())

@@ -137,6 +137,8 @@ fn inspect_tells_what_it_can() {
     let said: serde_json::Value = serde_json::from_str(&lab.ok("inspect --json @a")).unwrap();
     assert_eq!(said["archive"]["encrypted_to"], 2);
     assert_eq!(said["label"]["name"], "counter");
+    let why = said["not_opened"].as_str().unwrap();
+    assert!(why.contains("--identity"), "{why}");
     let said = lab.ok("inspect @a --identity @key");
     assert!(
         said.contains("to 2 recipients") && said.contains("sha256:"),
@@ -147,6 +149,19 @@ fn inspect_tells_what_it_can() {
     assert_eq!(said["archive"]["encrypted_to"], 2);
     assert_eq!(said["manifest"]["container"]["name"], "counter");
     lab.refused("inspect @a --identity @stranger");
+}
+
+#[test]
+fn an_archive_that_is_damaged_for_who_can_read_it_does_not_inspect() {
+    let lab = Lab::new();
+    let place = lab.path("key").display().to_string();
+    lab.settings(&format!("[restore]\nidentities = [{place:?}]\n"));
+    lab.ok("inspect @a");
+    let mut bytes = fs::read(lab.path("a")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(lab.path("a"), bytes).unwrap();
+    lab.refused("inspect @a");
+    lab.refused("inspect --json @a");
 }
 
 #[test]

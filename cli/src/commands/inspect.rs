@@ -39,7 +39,7 @@ struct Report<'a> {
 pub fn run(args: &Inspect) -> anyhow::Result<()> {
     let archive = match (open(&args.file, &args.keys), args.keys.identity.as_slice()) {
         // What it says to everybody, unless somebody wants more.
-        (Err(error), []) => match Envelope::read(&args.file) {
+        (Err(error), []) if sealed::wants_key(&error) => match Envelope::read(&args.file) {
             Ok(Some(envelope)) => return sealed::show(args, &envelope, &error),
             _ => return Err(error),
         },

@@ -1,9 +1,10 @@
 //! What an encrypted archive says to those who can't read it.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 
+use kybernate_age::{KeyFileError, OpenError};
 use kybernate_config::size;
-use kybernate_oci::archive::{Envelope, Label};
+use kybernate_oci::archive::{Envelope, Label, ReadError};
 use serde::Serialize;
 
 use crate::{
@@ -17,6 +18,8 @@ struct Report<'a> {
     archive: Facts,
     /// Not genuine for certain: who can't read an archive can't check it.
     label: Option<&'a Label>,
+    /// Why there is no more.
+    not_opened: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -24,6 +27,26 @@ struct Facts {
     path: String,
     archive_bytes: u64,
     encrypted_to: usize,
+}
+
+/// Whether an archive stays closed only because whoever asks has no key to it. One that is damaged
+/// or forged is another matter.
+pub fn wants_key(error: &anyhow::Error) -> bool {
+    let no_key = matches!(
+        error.downcast_ref(),
+        Some(
+            ReadError::Encrypted { .. }
+                | ReadError::Locked {
+                    source: OpenError::Stranger { .. }
+                }
+        )
+    );
+    // The settings' identities are root's alone.
+    let hidden = matches!(
+        error.downcast_ref(),
+        Some(KeyFileError::Read { source, .. }) if source.kind() == ErrorKind::PermissionDenied
+    );
+    no_key || hidden
 }
 
 /// Prints it, and why there is no more.
@@ -36,6 +59,7 @@ pub fn show(args: &Inspect, envelope: &Envelope, closed: &anyhow::Error) -> anyh
                 encrypted_to: envelope.recipients,
             },
             label: envelope.label.as_ref(),
+            not_opened: chain(closed),
         })?;
         return Ok(());
     }
@@ -63,4 +87,29 @@ pub fn show(args: &Inspect, envelope: &Envelope, closed: &anyhow::Error) -> anyh
 /// For how many, in words.
 pub fn readers(count: usize) -> String {
     format!("to {}", Envelope::readers(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn only_a_missing_key_is_no_failure() {
+        let wants = |error: ReadError| wants_key(&Err::<(), _>(error).context("a").unwrap_err());
+        let locked = |source| ReadError::Locked { source };
+        assert!(wants(locked(OpenError::Stranger {
+            recipients: 2,
+            identities: 1
+        })));
+        assert!(!wants(locked(OpenError::Header { reason: "forged" })));
+        assert!(!wants(ReadError::Manifest { fault: "damaged" }));
+        let read = |kind: ErrorKind| KeyFileError::Read {
+            path: "/k".into(),
+            source: kind.into(),
+        };
+        assert!(wants_key(&read(ErrorKind::PermissionDenied).into()));
+        assert!(!wants_key(&read(ErrorKind::NotFound).into()));
+    }
 }

@@ -40,6 +40,12 @@ pub enum KeyError {
     },
 }
 
+/// Whether somewhere in a text a secret key may stand, so that it is not to be repeated.
+#[must_use]
+pub fn may_hold_secret(text: &str) -> bool {
+    text.to_ascii_lowercase().contains(IDENTITY)
+}
+
 /// Whoever an archive is encrypted to: a public key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -55,7 +61,7 @@ impl FromStr for Recipient {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        if text.to_ascii_lowercase().starts_with(IDENTITY) {
+        if may_hold_secret(text) {
             return Err(KeyError::Secret);
         }
         let refuse = |reason| KeyError::Recipient {
@@ -237,6 +243,9 @@ mod tests {
         let secret = Identity::generate().unwrap().to_secret_text();
         let error = secret.parse::<Recipient>().unwrap_err();
         assert_eq!(error, KeyError::Secret);
+        // The whole file of one, as a shell's `$(cat FILE)` passes it.
+        let file = format!("# created: 2026-01-02\n{}\n", secret.to_lowercase());
+        assert_eq!(file.parse::<Recipient>().unwrap_err(), KeyError::Secret);
         let mut typo = secret.to_string();
         typo.replace_range(20..22, "!!");
         let error = typo.parse::<Identity>().unwrap_err().to_string();

@@ -30,7 +30,7 @@ mod key_file;
 mod payload;
 
 pub use header::{Header, HeaderError, OpenError, Stanza};
-pub use key::{Identity, KeyError, Recipient};
+pub use key::{Identity, KeyError, Recipient, may_hold_secret};
 pub use key_file::{KeyFileError, read as read_identities};
 pub use payload::{CHUNK, ChunkFault, Opener, SEALED, Sealer, Slot, TAG};
 

@@ -91,10 +91,8 @@ pub fn settings(node: (&Path, &str), file: (&Path, &str)) -> Result<Settings, Se
 }
 
 fn table(path: &Path, text: &str) -> Result<Table, SettingsError> {
-    text.parse().map_err(|e| SettingsError::Parse {
-        path: path.into(),
-        source: Box::new(e),
-    })
+    text.parse()
+        .map_err(|error| SettingsError::parse(path, text, error))
 }
 
 /// Every setting by its dotted name, with its value and its source.

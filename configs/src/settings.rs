@@ -3,10 +3,7 @@
 //!
 //! Parsing is apart from reading, so that tests feed text and maps.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use kybernate_age::Recipient;
 use serde::{Deserialize, Serialize};
@@ -15,13 +12,14 @@ use crate::{
     layers,
     names::RUNTIME_HANDLER,
     profile::NodeSettings,
-    size::SizeError,
     wishes::{TriggerSettings, WishSettings},
 };
 
+mod error;
 mod gpu;
 mod hooks;
 
+pub use error::SettingsError;
 pub use gpu::{GpuSettings, Thp};
 pub use hooks::{HooksSettings, RetentionSettings, RetentionSize};
 
@@ -173,43 +171,6 @@ impl Default for NriSettings {
     }
 }
 
-/// Why settings could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// The file exists and can't be read.
-    #[error("cannot read settings {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not what this build understands.
-    #[error("settings {path} do not parse: {source}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// The parser's message, with line and column.
-        source: Box<toml::de::Error>,
-    },
-    /// An environment variable does not parse.
-    #[error("environment variable {name}={value:?} is not a whole number")]
-    Number {
-        /// The variable.
-        name: &'static str,
-        /// Its value.
-        value: String,
-    },
-    /// An environment variable is no size.
-    #[error("environment variable {name}: {source}")]
-    Size {
-        /// The variable.
-        name: &'static str,
-        /// Its value, and what it should be.
-        source: SizeError,
-    },
-}
-
 impl Settings {
     /// Reads the files and the environment of this process.
     ///
@@ -224,10 +185,7 @@ impl Settings {
 
     /// Parses the text of a settings file; `path` is for messages alone.
     pub fn parse(path: &Path, text: &str) -> Result<Self, SettingsError> {
-        toml::from_str(text).map_err(|e| SettingsError::Parse {
-            path: path.into(),
-            source: Box::new(e),
-        })
+        toml::from_str(text).map_err(|error| SettingsError::parse(path, text, error))
     }
 
     /// Lays the environment over the file.

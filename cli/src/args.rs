@@ -13,6 +13,7 @@ use crate::recreate::MountFlag;
 
 mod keys;
 
+use keys::RecipientParser;
 pub use keys::{Decrypt, Encrypt, Keys};
 
 /// Checkpoint, restore, inspect and verify containers.
@@ -106,7 +107,7 @@ pub struct Checkpoint {
     pub buffer: Option<String>,
     /// Encrypt the archive to this age recipient, beside those of the setting
     /// checkpoint.encrypt_to. Repeatable
-    #[arg(long, value_name = "RECIPIENT")]
+    #[arg(long, value_name = "RECIPIENT", value_parser = RecipientParser)]
     pub recipient: Vec<Recipient>,
     /// Stop the container when its archive is complete
     #[arg(long)]

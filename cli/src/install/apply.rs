@@ -135,7 +135,7 @@ impl Ledger {
         let journal: Journal = serde_json::from_str(&text)
             .map_err(|e| io_error("read", &path)(io::Error::other(e)))?;
         if journal.phase == Phase::Committed {
-            self.finish(&journal)?;
+            self.record(&journal)?;
             return Ok(Recovery::Finished);
         }
         let used = journal.phase == Phase::Activating || journal.boot_id != boot_id();
@@ -144,7 +144,9 @@ impl Ledger {
         } else {
             Vec::new()
         };
-        self.roll_back(&journal)?;
+        if let Some(stuck) = self.undo(&journal, "a run was interrupted".into()) {
+            return Err(stuck);
+        }
         let receipt = journal
             .receipt
             .map_or_else(|| self.receipt(), |r| Ok(Some(r)))?;
@@ -198,7 +200,9 @@ impl Ledger {
             .and_then(|()| self.swap(&mut journal, observe))
             .and_then(|()| self.advance(&mut journal, Phase::Activating));
         if let Err(error) = outcome {
-            return Err(self.undo(&journal, error.to_string()).unwrap_or(error));
+            let why = error.to_string();
+            let stuck = self.undo(&journal, why.clone());
+            return Err(stuck.unwrap_or(ApplyError::Undone { why }));
         }
         observe(Event::Activating);
         let outcome = activate(false).and_then(|()| {
@@ -217,7 +221,7 @@ impl Ledger {
             });
         }
         observe(Event::Committed);
-        self.finish(&journal)?;
+        self.record(&journal)?;
         observe(Event::Recorded);
         Ok(())
     }
@@ -319,6 +323,19 @@ impl Ledger {
         }
         let kept = self.receipt()?;
         self.clear(kept.as_ref(), &journal.directories)
+    }
+
+    /// Finishes a change that is kept, whatever happens here.
+    fn record(&self, journal: &Journal) -> Result<(), ApplyError> {
+        let done = match journal.receipt {
+            Some(_) => "installed",
+            None => "uninstalled",
+        };
+        self.finish(journal)
+            .map_err(|error| ApplyError::Unrecorded {
+                done,
+                why: error.to_string(),
+            })
     }
 
     /// Writes the receipt of a change that was made.

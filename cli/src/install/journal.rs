@@ -58,14 +58,14 @@ pub struct Step {
     pub after: Option<Facts>,
 }
 
-/// Why a change was not made.
+/// Why a change was not made, or not recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// Somebody else is at it.
     #[error("another installation is under way: {0} is locked")]
     Busy(PathBuf),
     /// Something could not be written.
-    #[error("{what} {path}: {source}; nothing has been changed")]
+    #[error("{what} {path}: {source}")]
     Io {
         /// What was tried.
         what: &'static str,
@@ -73,6 +73,22 @@ pub enum ApplyError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// It could not be made, and all of it was undone.
+    #[error("{why}; nothing has been changed")]
+    Undone {
+        /// What happened.
+        why: String,
+    },
+    /// It was made, and is not recorded yet.
+    #[error(
+        "Kybernate is {done}, and that could not be recorded: {why}; run the same again to do so"
+    )]
+    Unrecorded {
+        /// What was made.
+        done: &'static str,
+        /// What happened.
+        why: String,
     },
     /// Services did not come back.
     #[error("{why}; everything was put back as it was")]

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fs,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -146,6 +147,78 @@ fn a_restart_that_fails_puts_everything_back() {
     );
     drop(ledger);
     assert_eq!(node.tree(), before);
+}
+
+/// Installs, and does `meddle` at every event. Returns the error.
+fn refused(node: &Node, meddle: &dyn Fn(Event)) -> String {
+    let all = changes(node);
+    let ledger = Ledger::open(&Root::new(node.dir.path())).unwrap();
+    let (new, mut activate) = (Some(receipt(&all)), |_| Ok(()));
+    ledger
+        .apply(&all, new, Vec::new(), &mut activate, &mut |event| {
+            meddle(event);
+        })
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn an_error_says_nothing_has_been_changed_only_where_that_is_so() {
+    const UNCHANGED: &str = "nothing has been changed";
+    let fresh = || {
+        let node = Node::empty();
+        node.file("/etc/b", "old b").file("/etc/c", "old c");
+        node
+    };
+    // What is to be removed is gone already: all of it is undone.
+    let node = fresh();
+    let path = node.dir.path().join("etc/c");
+    let said = refused(&node, &|event| {
+        if event == Event::Swapped(1) {
+            fs::remove_file(&path).unwrap();
+        }
+    });
+    assert!(said.ends_with(UNCHANGED), "{said}");
+    assert_eq!(
+        (node.read("/etc/b"), node.read("/etc/c")),
+        ("old b".into(), "old c".into())
+    );
+
+    // All is made and the receipt can't be written; a next run does that.
+    let node = fresh();
+    let path = node
+        .dir
+        .path()
+        .join("var/lib/kybernate/install/receipt.json");
+    let said = refused(&node, &|event| {
+        if event == Event::Committed {
+            fs::create_dir(&path).unwrap();
+        }
+    });
+    assert!(
+        said.contains("is installed") && !said.contains(UNCHANGED),
+        "{said}"
+    );
+    assert_eq!(node.read("/etc/b"), "new b");
+    let ledger = Ledger::open(&Root::new(node.dir.path())).unwrap();
+    let again = ledger.recover().unwrap_err().to_string();
+    assert_eq!(again, said);
+    fs::remove_dir(&path).unwrap();
+    assert_eq!(ledger.recover().unwrap(), Recovery::Finished);
+
+    // An interrupted run that can't be undone.
+    let node = fresh();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        refused(&node, &|event| assert!(event != Event::Swapped(1)))
+    }));
+    assert!(ended.is_err());
+    fs::create_dir(node.dir.path().join("etc/b.kybernate-new")).unwrap();
+    let ledger = Ledger::open(&Root::new(node.dir.path())).unwrap();
+    let said = ledger.recover().unwrap_err().to_string();
+    assert!(
+        said.contains("interrupted") && said.contains("backup") && !said.contains(UNCHANGED),
+        "{said}"
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use kybernate_config::size;
-use kybernate_oci::archive::Archive;
+use kybernate_oci::archive::{Archive, ReadError};
 
 use super::{open, sign};
 use crate::{
@@ -21,13 +21,31 @@ pub fn whole(file: &Path, keys: &Keys, quiet: bool) -> anyhow::Result<Archive> {
     display.phase("verify");
     let verified = archive.verify(&mut |done| display.bytes(done));
     display.finish();
-    verified.with_context(|| {
-        format!(
-            "{} is damaged; take a new checkpoint or fetch it again",
-            file.display()
-        )
-    })?;
-    Ok(archive)
+    match verified {
+        Ok(_) => Ok(archive),
+        Err(error) => {
+            let file = file.display();
+            let what = if damaged(&error) {
+                format!("{file} is damaged; take a new checkpoint or fetch it again")
+            } else {
+                format!("cannot verify {file}")
+            };
+            Err(error).context(what)
+        }
+    }
+}
+
+/// Whether it is the archive that is wrong, and not what reads it.
+fn damaged(error: &ReadError) -> bool {
+    matches!(
+        error,
+        ReadError::Chunk { .. }
+            | ReadError::SeekTable { .. }
+            | ReadError::Manifest { .. }
+            | ReadError::Json { .. }
+            | ReadError::Entry { .. }
+            | ReadError::Frames { .. }
+    )
 }
 
 /// Reads it all and prints the manifest's digest, and who has signed it.
@@ -52,4 +70,26 @@ pub fn run(args: &Verify) -> anyhow::Result<()> {
     )?;
     out.flush()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_does_not_read_is_no_damage() {
+        let source = || io::Error::other("no");
+        assert!(!damaged(&ReadError::Io {
+            offset: 7,
+            source: source()
+        }));
+        assert!(!damaged(&ReadError::Memory { source: source() }));
+        assert!(!damaged(&ReadError::Cancelled));
+        assert!(damaged(&ReadError::Frames {
+            expected: "a".into(),
+            found: "b".into()
+        }));
+    }
 }

@@ -10,6 +10,11 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
+/// A command that a signal has ended, and what became of what it had begun.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; {0}")]
+pub struct Interrupted(pub &'static str);
+
 /// Completes at the first SIGINT, SIGTERM or SIGHUP. They do not end the process any more once
 /// this was called.
 pub fn interrupted() -> io::Result<impl Future<Output = ()> + Send> {

@@ -21,9 +21,12 @@ use anyhow::Context;
 use kybernate_age::{Identity, read_identities};
 use kybernate_config::Settings;
 use kybernate_hooks::client::CheckpointError;
-use kybernate_oci::archive::{Archive, ReadError};
+use kybernate_oci::archive::{Archive, ConvertError, ReadError};
 
-use crate::args::{Args, Command, ConfigCommand, Keys};
+use crate::{
+    args::{Args, Command, ConfigCommand, Keys},
+    interrupt::Interrupted,
+};
 
 /// What a shell reports of a command that SIGINT has ended.
 const INTERRUPTED: u8 = 130;
@@ -65,10 +68,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The exit code of a failed command.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref() {
-        Some(CheckpointError::Interrupted { .. }) => ExitCode::from(INTERRUPTED),
-        _ => ExitCode::FAILURE,
+    if interrupted(error) {
+        ExitCode::from(INTERRUPTED)
+    } else {
+        ExitCode::FAILURE
     }
+}
+
+/// Whether a signal has ended a command.
+fn interrupted(error: &anyhow::Error) -> bool {
+    let checkpoint = matches!(
+        error.downcast_ref(),
+        Some(CheckpointError::Interrupted { .. })
+    );
+    let read = matches!(error.downcast_ref(), Some(ReadError::Cancelled));
+    let convert = matches!(
+        error.downcast_ref(),
+        Some(ConvertError::Read(ReadError::Cancelled))
+    );
+    checkpoint || read || convert || error.is::<Interrupted>()
 }
 
 /// Opens an archive; errors of the library do not all name the file.
@@ -109,4 +127,27 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start threads")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_signal_ends_says_so() {
+        let wrapped = |error: anyhow::Error| error.context("a was not decrypted");
+        for error in [
+            ReadError::Cancelled.into(),
+            ConvertError::Read(ReadError::Cancelled).into(),
+            Interrupted("the new container is removed").into(),
+        ] {
+            assert!(interrupted(&wrapped(error)));
+        }
+        for error in [
+            ConvertError::Plain.into(),
+            ReadError::Manifest { fault: "damaged" }.into(),
+        ] {
+            assert!(!interrupted(&wrapped(error)));
+        }
+    }
 }

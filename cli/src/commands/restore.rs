@@ -22,7 +22,7 @@ use super::{open, runtime};
 use crate::{
     args::Restore,
     display::clean,
-    interrupt::interrupted,
+    interrupt::{Interrupted, interrupted},
     output::{Output, json},
     recreate::{Place, Records},
 };
@@ -68,7 +68,7 @@ pub fn run(args: &Restore, settings: &Settings) -> anyhow::Result<()> {
         let id = create(&connection, &pod, config).await?;
         let started = tokio::select! {
             started = start(&connection, &id, args.no_start) => started,
-            () = interrupted()? => Err(anyhow::anyhow!("interrupted; the new container is removed")),
+            () = interrupted()? => Err(Interrupted("the new container is removed").into()),
         };
         if let Err(error) = started {
             remove(&connection, &id).await;

@@ -121,6 +121,23 @@ fn extract_writes_what_is_asked_for_and_overwrites_nothing() {
 }
 
 #[test]
+fn extract_leaves_a_directory_only_where_one_was() {
+    let (dir, path) = archive();
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 0x10;
+    fs::write(&path, &bytes).unwrap();
+    let (new, old) = (dir.path().join("new"), dir.path().join("old"));
+    fs::create_dir(&old).unwrap();
+    for to in [&new, &old] {
+        let out = kybernate(&["extract", text(&path), text(to)]);
+        assert_eq!(out.status.code(), Some(1));
+    }
+    assert!(!new.exists());
+    assert_eq!(fs::read_dir(&old).unwrap().count(), 0);
+}
+
+#[test]
 fn a_damaged_archive_fails_and_says_what_to_do() {
     let (_dir, path) = archive();
     let mut bytes = fs::read(&path).unwrap();

@@ -1,14 +1,14 @@
 //! `kybernate extract`: entries become files.
 
 use std::{
-    fs::DirBuilder,
+    fs::{self, DirBuilder},
     io::{ErrorKind, Write},
     os::unix::fs::DirBuilderExt,
 };
 
 use anyhow::{Context, bail};
 use kybernate_config::size;
-use kybernate_oci::manifest::Entry;
+use kybernate_oci::{archive::Archive, manifest::Entry};
 
 use super::{open, runtime};
 use crate::{args::Extract, display::clean, interrupt, output::Output};
@@ -30,8 +30,10 @@ pub fn run(args: &Extract) -> anyhow::Result<()> {
             );
         }
     }
-    match DirBuilder::new().mode(0o700).create(&args.directory) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+    let made = match DirBuilder::new().mode(0o700).create(&args.directory) {
+        Ok(()) => true,
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => false,
+        Err(e) => {
             return Err(e).with_context(|| {
                 format!(
                     "cannot create {}; its parent must exist",
@@ -39,8 +41,26 @@ pub fn run(args: &Extract) -> anyhow::Result<()> {
                 )
             });
         }
-        _ => {}
+    };
+    let extracted = extract(args, &archive);
+    if extracted.is_err() && made {
+        // What others have put there meanwhile stays.
+        let _ = fs::remove_dir(&args.directory);
     }
+    let bytes = extracted?;
+    let mut out = Output::lock();
+    writeln!(
+        out,
+        "{}: {} extracted and verified",
+        args.directory.display(),
+        size::display(bytes)
+    )?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes the entries to the directory, all or none. Returns their size.
+fn extract(args: &Extract, archive: &Archive) -> anyhow::Result<u64> {
     let runtime = runtime()?;
     let cancelled = interrupt::flag(&runtime)?;
     let target = |entry: &Entry| {
@@ -51,7 +71,7 @@ pub fn run(args: &Extract) -> anyhow::Result<()> {
                 .any(|wanted| covers(wanted, &entry.name));
         (wanted && !entry.name.ends_with('/')).then(|| entry.name.clone().into())
     };
-    let bytes = archive
+    archive
         .extract(&target, &args.directory, 0, &cancelled)
         .with_context(|| {
             format!(
@@ -59,16 +79,7 @@ pub fn run(args: &Extract) -> anyhow::Result<()> {
                 args.file.display(),
                 args.directory.display()
             )
-        })?;
-    let mut out = Output::lock();
-    writeln!(
-        out,
-        "{}: {} extracted and verified",
-        args.directory.display(),
-        size::display(bytes)
-    )?;
-    out.flush()?;
-    Ok(())
+        })
 }
 
 /// Whether `wanted` is the entry or a directory above it.

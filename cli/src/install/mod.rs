@@ -26,6 +26,7 @@ mod prepare;
 mod programs;
 mod ready;
 mod receipt;
+mod shims;
 mod site;
 mod status;
 mod wishes;

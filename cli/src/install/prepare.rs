@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use kybernate_config::names::RUNC_RUNTIME_TYPE;
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
     plan::{Originals, Plan, Wish},
     programs,
     receipt::Receipt,
+    shims,
     site::{Site, backup_in, survey},
     wishes,
 };
@@ -114,7 +115,20 @@ pub fn prepare(
             node.containerd_binary.display()
         ));
     }
-    let mut wanted: Vec<Wish> = programs::programs(&request.from, &request.root, node, hooks)?;
+    let mut wanted: Vec<Wish> =
+        programs::programs(&request.from, &request.root, node, hooks, receipt)?;
+    if let Some(receipt) = receipt {
+        let kept = shims::kept(&request.root, node, receipt, &wanted)
+            .context("cannot tell which shims run")?;
+        outcome.notes.extend(kept.iter().map(|wish| {
+            format!(
+                "{} stays, since shims of pods that run need it; the next run without such pods \
+                 removes it",
+                wish.path.display()
+            )
+        }));
+        wanted.extend(kept);
+    }
     wanted.push(wishes::settings(node, &site.overrides));
     if nri {
         wanted.push(programs::plugin(&request.from, node, merged)?);

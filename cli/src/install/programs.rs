@@ -12,7 +12,8 @@ use super::{
     file::Content,
     hooks,
     plan::Wish,
-    receipt::Kind,
+    receipt::{Kind, Receipt},
+    shims,
     wishes::WishError,
 };
 
@@ -25,12 +26,14 @@ pub const PLUGIN: &str = "kybernate-nri";
 /// Its name where containerd launches it: an index, and the name that it registers under.
 const PLUGIN_FILE: &str = "10-kybernate";
 
-/// The programs, from the directory `from`. Those that are in place already are not ours to keep.
+/// The programs, from the directory `from`. Those that are in place already stay as they are: they
+/// are ours where the receipt says so, and a package's otherwise.
 pub fn programs(
     from: &Path,
     root: &Root,
     node: &Node,
     hooks: bool,
+    receipt: Option<&Receipt>,
 ) -> Result<Vec<Wish>, WishError> {
     let mut names: Vec<&str> = PROGRAMS.to_vec();
     names.extend(hooks.then_some(hooks::PROGRAM));
@@ -40,7 +43,6 @@ pub fn programs(
     for name in names {
         let path = node.bin_dir.join(name);
         let source = from.join(name);
-        // Installed by a package: it stays the package's.
         let same = |a: &Path, b: &Path| Some(a.canonicalize().ok()? == b.canonicalize().ok()?);
         if root
             .target(&path)
@@ -48,6 +50,10 @@ pub fn programs(
             .and_then(|place| same(&source, &place))
             == Some(true)
         {
+            if receipt.is_some_and(|receipt| receipt.file(&path).is_some()) {
+                let here = shims::as_it_is(root, &path);
+                wishes.extend(here.map_err(|source| WishError::Read { path, source })?);
+            }
             continue;
         }
         wishes.push(program(&source, path, Kind::Program)?);

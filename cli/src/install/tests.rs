@@ -3,6 +3,7 @@
 //! The nodes are those of `configs/fixtures`: files as the distributions write them, and
 //! `processes` with the command lines of what would run there.
 
+mod again;
 mod arbitrary;
 mod transactions;
 

@@ -1,0 +1,82 @@
+//! Installing over an installation.
+
+use std::fs;
+
+use super::{Node, install, status};
+
+const SHIM: &str = "/usr/local/bin/containerd-shim-kybernate-v1";
+const TASK: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/a/shim-binary-path";
+
+#[test]
+fn the_installed_copy_installs_itself_and_stays() {
+    let node = Node::fixture("kubeadm-2.1");
+    let before = node.tree();
+    node.install().unwrap();
+    let mut request = node.request();
+    request.from = node.dir.path().join("usr/local/bin");
+    request.nri = Some(false);
+    let outcome = install(&request, false).unwrap();
+    assert!(!outcome.diff.contains("usr/local/bin"), "{}", outcome.diff);
+    let installed = status(&request.root).unwrap().installed.unwrap();
+    let has = |name: &str| installed.files.iter().any(|file| file.path.ends_with(name));
+    assert!(has("kybernate") && has("containerd-shim-kybernate-v1") && !has("10-kybernate"));
+    assert!(status(&request.root).unwrap().is_sound());
+    assert_eq!(install(&request, false).unwrap().changed, 0);
+    node.uninstall().unwrap();
+    assert_eq!(node.tree(), before);
+}
+
+#[test]
+fn what_a_package_has_put_in_place_stays_the_packages() {
+    let node = Node::fixture("kubeadm-2.1");
+    node.file(SHIM, "packaged")
+        .file("/usr/local/bin/kybernate", "packaged");
+    let before = node.tree();
+    let mut request = node.request();
+    request.from = node.dir.path().join("usr/local/bin");
+    request.nri = Some(false);
+    install(&request, false).unwrap();
+    install(&request, false).unwrap();
+    node.uninstall().unwrap();
+    assert_eq!(node.tree(), before);
+}
+
+#[test]
+fn a_shim_that_runs_keeps_its_path_when_programs_move() {
+    let node = Node::fixture("kubeadm-2.1");
+    let before = node.tree();
+    fs::write(node.programs.path().join("kybernate-cuda"), "cuda").unwrap();
+    node.install().unwrap();
+    let here = |path: &str| node.dir.path().join(path.trim_start_matches('/')).exists();
+    let mut request = node.request();
+    request.node.bin_dir = Some("/opt/bin".into());
+
+    // A task names it.
+    node.file(TASK, SHIM);
+    let outcome = install(&request, false).unwrap();
+    let stays = |note: &&String| note.contains(" stays, since shims");
+    assert_eq!(outcome.notes.iter().filter(stays).count(), 2);
+    assert!(here(SHIM) && here("/usr/local/bin/kybernate-cuda"));
+    assert!(here("/opt/bin/containerd-shim-kybernate-v1"));
+    assert!(!here("/usr/local/bin/kybernate"));
+    assert!(status(&request.root).unwrap().is_sound());
+    assert_eq!(install(&request, false).unwrap().changed, 0);
+
+    // It runs.
+    fs::remove_dir_all(node.dir.path().join("run")).unwrap();
+    node.file("/proc/4000/cmdline", &format!("{SHIM}\0-id\0a"));
+    assert_eq!(install(&request, false).unwrap().changed, 0);
+    assert!(here(SHIM));
+
+    // Another one runs.
+    node.file(
+        "/proc/4000/cmdline",
+        "/opt/bin/containerd-shim-kybernate-v1\0",
+    );
+    install(&request, false).unwrap();
+    assert!(!here(SHIM) && !here("/usr/local/bin/kybernate-cuda"));
+
+    fs::remove_dir_all(node.dir.path().join("proc/4000")).unwrap();
+    node.uninstall().unwrap();
+    assert_eq!(node.tree(), before);
+}

@@ -1,7 +1,7 @@
 //! The node that is installed on: what kind it is, where its things are, and what is installed.
 //!
 //! ```text
-//! --node > KYBERNATE_NODE_… > config.toml > where a package is > profile
+//! --node > KYBERNATE_NODE_… > config.toml > the last time's > where a package is > profile
 //! ```
 
 use std::{io, path::Path};
@@ -9,15 +9,16 @@ use std::{io, path::Path};
 use anyhow::Context;
 use kybernate_config::{
     Settings,
-    layers::Source,
+    layers::{NODE_FILE, Source},
     profile::{self, Node, NodeSettings, Profile, Root},
+    settings,
 };
 
 use super::{
     Request,
     file::{self, Content, Facts},
     host::Host,
-    receipt::{Receipt, STATE_DIR},
+    receipt::{Installed, Receipt, STATE_DIR},
 };
 
 /// Where packages put programs.
@@ -54,14 +55,21 @@ pub fn survey(request: &Request, receipt: Option<&Receipt>) -> anyhow::Result<Si
             (found.profile.clone(), found.evidence)
         }
     };
+    // What was named for another kind of node means nothing on this one.
+    let last = receipt
+        .filter(|receipt| receipt.node.profile == profile.name)
+        .map(|receipt| last_time(&request.root, receipt))
+        .unwrap_or_default();
     let packaged = packaged(request);
-    let mut overrides = request.node.clone();
-    let is_set = |layer: &NodeSettings| layer.bin_dir.is_some();
-    if ![&settings, &env, &overrides].into_iter().any(is_set) {
+    let mut overrides = last.clone();
+    lay(&mut overrides, &env)?;
+    lay(&mut overrides, &request.node)?;
+    if settings.bin_dir.is_none() && overrides.bin_dir.is_none() {
         overrides.bin_dir.clone_from(&packaged.bin_dir);
     }
     let layers = [
         (Source::Flag("--from".into()), packaged),
+        (Source::File(NODE_FILE.into()), last),
         (Source::File("config.toml".into()), settings),
         (Source::Environment("KYBERNATE_NODE_…".into()), env),
         (Source::Flag("--node".into()), request.node.clone()),
@@ -89,9 +97,42 @@ fn packaged(request: &Request) -> NodeSettings {
     }
 }
 
+/// What was named at the last installation: `[node]` of the file that it has written. A key that
+/// this version does not know is left out, and a file that nobody can read is written anew.
+fn last_time(root: &Root, receipt: &Receipt) -> NodeSettings {
+    let mut last = NodeSettings::default();
+    let path = Path::new(settings::DEFAULT_PATH).with_file_name(NODE_FILE);
+    let text = receipt.file(&path).map(|_| root.read_text(&path));
+    let table: Option<toml::Table> = text.and_then(|text| text.ok()?.parse().ok());
+    let named = table
+        .as_ref()
+        .and_then(|table| table.get("node")?.as_table());
+    for (key, value) in named.into_iter().flatten() {
+        if key != "profile"
+            && let Some(value) = value.as_str()
+        {
+            let _ = last.set(key, value);
+        }
+    }
+    // Where a package had its programs, and nothing was put there.
+    let ours = |file: &Installed| file.path.starts_with(PACKAGED);
+    if last.bin_dir.as_deref() == Some(PACKAGED) && !receipt.files.iter().any(ours) {
+        last.bin_dir = None;
+    }
+    last
+}
+
+/// Lays what is set in `upper` over `lower`.
+fn lay(lower: &mut NodeSettings, upper: &NodeSettings) -> anyhow::Result<()> {
+    for (key, value) in upper.values() {
+        lower.set(key, value)?;
+    }
+    Ok(())
+}
+
 /// The `[node]` section of the node's settings file.
 fn file_settings(root: &Root) -> anyhow::Result<NodeSettings> {
-    let path = Path::new(kybernate_config::settings::DEFAULT_PATH);
+    let path = Path::new(settings::DEFAULT_PATH);
     match root.read_text(path) {
         Ok(text) => Ok(Settings::parse(path, &text)?.node),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(NodeSettings::default()),

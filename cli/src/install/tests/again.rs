@@ -80,3 +80,48 @@ fn a_shim_that_runs_keeps_its_path_when_programs_move() {
     node.uninstall().unwrap();
     assert_eq!(node.tree(), before);
 }
+
+#[test]
+fn what_was_named_the_last_time_stays_named() {
+    let node = Node::fixture("kubeadm-2.1");
+    let before = node.tree();
+    let mut request = node.request();
+    request.node.set("bin_dir", "/opt/bin").unwrap();
+    request.node.set("cni_bin_dir", "/opt/cni").unwrap();
+    install(&request, false).unwrap();
+    assert_eq!(node.install().unwrap().changed, 0);
+
+    // What is named now wins, and the rest stays.
+    let mut request = node.request();
+    request.node.set("cni_bin_dir", "/usr/cni").unwrap();
+    install(&request, false).unwrap();
+    let settings = node.read("/etc/kybernate/node.toml");
+    assert!(settings.contains("bin_dir = \"/opt/bin\""), "{settings}");
+    assert!(
+        settings.contains("cni_bin_dir = \"/usr/cni\""),
+        "{settings}"
+    );
+    assert!(!node.dir.path().join("usr/local/bin").exists());
+
+    // The administrator's file wins over what the installer has written.
+    let own = "/etc/kybernate/config.toml";
+    node.file(own, "[node]\nbin_dir = \"/srv/bin\"\n");
+    node.install().unwrap();
+    assert!(node.dir.path().join("srv/bin/kybernate").exists());
+    fs::remove_file(node.dir.path().join(&own[1..])).unwrap();
+
+    // Another kind of node is another matter.
+    let mut request = node.request();
+    request.node.set("profile", "containerd").unwrap();
+    install(&request, false).unwrap();
+    let settings = node.read("/etc/kybernate/node.toml");
+    assert!(!settings.contains("bin_dir"), "{settings}");
+    assert!(node.dir.path().join("usr/local/bin/kybernate").exists());
+
+    // A file that nobody can read is written anew.
+    node.file("/etc/kybernate/node.toml", "[node");
+    node.install().unwrap();
+    assert!(status(&node.request().root).unwrap().is_sound());
+    node.uninstall().unwrap();
+    assert_eq!(node.tree(), before);
+}

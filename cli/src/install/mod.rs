@@ -171,17 +171,7 @@ pub fn uninstall(request: &Request, dry_run: bool) -> anyhow::Result<Outcome> {
         evidence: Vec::new(),
     };
     if request.reach != Reach::Files && !request.force {
-        let socket = request.root.target(&site.node.containerd_socket)?;
-        // A containerd that does not answer has no pods that could be asked for.
-        let pods = wait_for(ready::class_pods(&socket)).map_err(anyhow::Error::msg)?;
-        let pods = pods.unwrap_or_default();
-        if !pods.is_empty() {
-            bail!(
-                "pods of the class still run, and could not be stopped without their shim: {}; \
-                 delete them first, or say --force",
-                pods.join(", ")
-            );
-        }
+        refuse_with_pods(request, &site)?;
     }
     let originals = Originals {
         root: &request.root,
@@ -204,6 +194,28 @@ pub fn uninstall(request: &Request, dry_run: bool) -> anyhow::Result<Outcome> {
         )?;
     }
     Ok(outcome)
+}
+
+/// Refuses while pods of the class run.
+fn refuse_with_pods(request: &Request, site: &Site) -> anyhow::Result<()> {
+    let socket = request.root.target(&site.node.containerd_socket)?;
+    let pods = wait_for(ready::class_pods(&socket)).map_err(anyhow::Error::msg)?;
+    match pods {
+        Ok(pods) if pods.is_empty() => Ok(()),
+        Ok(pods) => bail!(
+            "pods of the class still run, and could not be stopped without their shim: {}; \
+             delete them first, or say --force",
+            pods.join(", ")
+        ),
+        // Shims and what they run go on without containerd.
+        Err(why) => match shims::running(&request.root).len() {
+            0 => Ok(()),
+            count => bail!(
+                "containerd can't be asked which pods of the class still run ({why}), and {count} \
+                 of their shims do: start it and delete the pods first, or say --force"
+            ),
+        },
+    }
 }
 
 /// Undoes or finishes what an interrupted run has left.

@@ -246,6 +246,25 @@ fn nodes_that_cannot_be_changed_say_why_and_stay_as_they_are() {
 }
 
 #[test]
+fn shims_that_run_without_containerd_are_not_left_alone() {
+    let node = Node::fixture("kubeadm-2.1");
+    node.install().unwrap();
+    let mut request = node.request();
+    // Nothing is run on it: it is only asked.
+    request.reach = Reach::Own;
+    assert!(uninstall(&request, true).unwrap().changed > 0);
+    let shim = "/usr/local/bin/containerd-shim-kybernate-v1";
+    node.file("/proc/4000/cmdline", &format!("{shim}\0-id\0a"));
+    let err = uninstall(&request, true).unwrap_err().to_string();
+    assert!(
+        err.contains("1 of their shims") && err.contains("--force"),
+        "{err}"
+    );
+    request.force = true;
+    assert!(uninstall(&request, true).unwrap().changed > 0);
+}
+
+#[test]
 fn an_upgrade_starts_from_the_untouched_files() {
     let node = Node::fixture("kubeadm-1.7");
     let before = node.tree();

@@ -41,32 +41,46 @@ pub fn activate(
             .flatten()
             .map_err(|why| format!("containerd did not come back as it should: {why}"))?;
     }
-    let unit_exists = host.root.exists(Path::new(hooks::UNITS).join(hooks::UNIT));
-    let services = kinds
+    let hooks = host.root.exists(Path::new(hooks::UNITS).join(hooks::UNIT));
+    services(node, kinds, hooks)
+        .iter()
+        .try_for_each(|line| run(line))
+}
+
+/// The commands that bring the hooks and kubelet to changed files. `hooks` says whether their unit
+/// is there now.
+fn services(node: &Node, kinds: &[Kind], hooks: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    let units = kinds
         .iter()
         .any(|kind| matches!(kind, Kind::Unit | Kind::Kubelet));
-    if services {
-        run("systemctl daemon-reload")?;
+    if units {
+        lines.push("systemctl daemon-reload".to_owned());
     }
-    if services && unit_exists {
-        run(&format!("systemctl enable --now {}", hooks::UNIT))?;
-    } else if unit_exists && kinds.contains(&Kind::Program) {
-        run(&format!("systemctl try-restart {}", hooks::UNIT))?;
+    let stale = kinds
+        .iter()
+        .any(|kind| matches!(kind, Kind::Program | Kind::Settings | Kind::Unit));
+    if hooks && stale {
+        // Only where it runs: what is enabled below starts it, and leaves one that runs alone.
+        lines.push(format!("systemctl try-restart {}", hooks::UNIT));
+    }
+    if hooks && units {
+        lines.push(format!("systemctl enable --now {}", hooks::UNIT));
     }
     if kinds.contains(&Kind::Kubelet) {
-        run(&node.kubelet_restart)?;
+        lines.push(node.kubelet_restart.clone());
     }
-    if services && !unit_exists {
+    if units && !hooks {
         // kubelet has left it; what `enable` has made goes along.
-        run(&format!(
+        lines.push(format!(
             "systemctl stop {socket} {unit}; rm -f {units}/multi-user.target.wants/{unit} \
              {units}/sockets.target.wants/{socket}; systemctl daemon-reload",
             unit = hooks::UNIT,
             socket = hooks::SOCKET_UNIT,
             units = hooks::UNITS,
-        ))?;
+        ));
     }
-    Ok(())
+    lines
 }
 
 /// Waits for something that talks to containerd.
@@ -76,4 +90,45 @@ pub fn wait_for<T>(future: impl Future<Output = T>) -> Result<T, String> {
         .build()
         .map(|runtime| runtime.block_on(future))
         .map_err(|e| format!("cannot wait for containerd: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kybernate_config::profile::{Root, all, find, resolve};
+
+    use super::*;
+
+    #[test]
+    fn hooks_that_run_are_restarted_whatever_else_changes() {
+        let all = all();
+        let profile = find(&all, "kubeadm").unwrap();
+        let node = resolve(profile, &Root::new("/nonexistent"), &[])
+            .unwrap()
+            .node;
+        let lines = |kinds: &[Kind], hooks| services(&node, kinds, hooks).join("\n");
+        let restart = format!("systemctl try-restart {}", hooks::UNIT);
+        let enable = format!("systemctl enable --now {}", hooks::UNIT);
+        for with in [Kind::Program, Kind::Settings] {
+            assert_eq!(lines(&[with], true), restart);
+            assert_eq!(
+                lines(&[with, Kind::Kubelet], true),
+                format!("systemctl daemon-reload\n{restart}\n{enable}\nsystemctl restart kubelet")
+            );
+            assert_eq!(lines(&[with], false), "");
+        }
+        assert_eq!(
+            lines(&[Kind::Unit], true),
+            format!("systemctl daemon-reload\n{restart}\n{enable}")
+        );
+        assert_eq!(
+            lines(&[Kind::Kubelet], true),
+            format!("systemctl daemon-reload\n{enable}\nsystemctl restart kubelet")
+        );
+        assert_eq!(lines(&[Kind::Containerd, Kind::Plugin], true), "");
+        let gone = lines(&[Kind::Program, Kind::Unit, Kind::Kubelet], false);
+        assert!(
+            !gone.contains("try-restart") && gone.contains("systemctl stop"),
+            "{gone}"
+        );
+    }
 }

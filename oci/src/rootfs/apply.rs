@@ -20,43 +20,13 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, mkfifoat, symlinkat};
 
 use super::anchor::{Anchor, Place, kind};
+use super::bounds::{Devices, Excess, Limits};
 use super::decode::{Members, TarError};
 use super::member::{Kind, Member, Meta, inside};
 use super::{Note, PathError, carried};
 
 /// Size of the pieces in which runs of zeros become holes, in bytes.
 const PIECE: usize = 4096;
-
-/// What a tar may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Most members, most directories that stand in no member but above one, and most deletions.
-    pub entries: u64,
-    /// Most bytes of content and extension headers, holes included.
-    pub bytes: u64,
-    /// Whether it may hold device nodes.
-    pub devices: Devices,
-}
-
-impl Default for Limits {
-    /// Four million entries, 1 TiB, no devices.
-    fn default() -> Self {
-        Self {
-            entries: 4 << 20,
-            bytes: 1 << 40,
-            devices: Devices::Refuse,
-        }
-    }
-}
-
-/// What happens to device nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Devices {
-    /// They fail the restore.
-    Refuse,
-    /// They are made. For containers that may make device nodes themselves (CAP_MKNOD).
-    Make,
-}
 
 /// What was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -101,14 +71,6 @@ pub enum ApplyError {
         /// What is wrong with it.
         why: &'static str,
     },
-    /// More deletions than allowed.
-    #[error("{count} deletions, {limit} are allowed: raise the limit if that is right")]
-    TooManyDeletions {
-        /// How many there are.
-        count: usize,
-        /// [`Limits::entries`].
-        limit: u64,
-    },
 }
 
 /// Applies a tar, then `deleted`, to the directory `rootfs`.
@@ -126,12 +88,7 @@ pub fn apply(
     deleted: &[String],
     limits: &Limits,
 ) -> Result<Applied, ApplyError> {
-    if deleted.len() as u64 > limits.entries {
-        return Err(ApplyError::TooManyDeletions {
-            count: deleted.len(),
-            limit: limits.entries,
-        });
-    }
+    let mut members = Members::new(tar, limits);
     let mut deletions = Vec::with_capacity(deleted.len());
     for path in deleted {
         let refused = |why| ApplyError::Deletion {
@@ -142,6 +99,7 @@ pub fn apply(
         if below.as_os_str().is_empty() {
             return Err(refused("is the root itself"));
         }
+        members.bounds.deletion(&below).map_err(TarError::Excess)?;
         deletions.push(below);
     }
     let mut target = Target {
@@ -151,12 +109,13 @@ pub fn apply(
         applied: Applied::default(),
         buffer: vec![0; 1 << 20],
     };
-    let mut members = Members::new(tar, limits);
     let mut directories = Vec::new();
     while let Some(member) = members.next()? {
         target.applied.files += 1;
         if member.kind == Kind::Directory {
             target.directory(&member.path)?;
+            let counted = members.bounds.directory(&member);
+            counted.map_err(TarError::Excess)?;
             directories.push(member);
         } else {
             target.make(&member, &mut members)?;
@@ -185,9 +144,9 @@ impl Target {
     /// Where an entry goes. Directories above it that are missing are made.
     fn place_new(&mut self, path: &Path, action: &'static str) -> Result<Place, ApplyError> {
         match self.root.place_new(path, &mut self.room) {
-            Err(Errno::EDQUOT) if self.room == 0 => Err(ApplyError::Tar(TarError::TooMany {
-                limit: self.limits.entries,
-            })),
+            Err(Errno::EDQUOT) if self.room == 0 => {
+                Err(TarError::Excess(Excess::Entries(self.limits.entries)).into())
+            }
             found => Ok(found.map_err(|errno| PathError::new(action, path, errno))?),
         }
     }

@@ -12,14 +12,10 @@ use std::path::PathBuf;
 
 use tar::{EntryType, Header};
 
-use super::apply::Limits;
+use super::bounds::{Bounds, Excess, Limits};
 use super::encode::BLOCK;
 use super::member::{Kind, Member, Meta, Stamp, inside};
 use super::pax::{DELETED_KEY, Extension, records};
-
-/// Longest extension header that is read, in bytes: room for every attribute an inode can
-/// have on common file systems.
-const EXTENSION_LIMIT: u64 = 8 << 20;
 
 /// Bits of Linux's device numbers (`MINORBITS` in `include/linux/kdev_t.h`): larger ones, which
 /// fields of a tar can hold, would name other devices once they are cut off.
@@ -67,21 +63,9 @@ pub enum TarError {
         /// Its type byte.
         kind: char,
     },
-    /// More members than allowed, or more directories that only their names mention.
-    #[error(
-        "the tar holds more than {limit} members or directories above them: raise the limit if \
-         that is right"
-    )]
-    TooMany {
-        /// [`Limits::entries`].
-        limit: u64,
-    },
-    /// More bytes than allowed.
-    #[error("the tar holds more than {limit} bytes of content: raise the limit if that is right")]
-    TooLarge {
-        /// [`Limits::bytes`].
-        limit: u64,
-    },
+    /// More than allowed.
+    #[error("the tar holds {0}: refused, no checkpoint of ours does")]
+    Excess(Excess),
 }
 
 /// Members of a tar, in order. Between two calls of [`Members::next`] the content of the
@@ -93,9 +77,7 @@ pub(super) struct Members<R> {
     /// Bytes of the present member's content, and of its padding, not read so far.
     content: u64,
     padding: u64,
-    entries_left: u64,
-    bytes_left: u64,
-    limits: Limits,
+    pub(super) bounds: Bounds,
     /// Deletions that global headers named.
     pub(super) deleted: Vec<PathBuf>,
 }
@@ -107,9 +89,7 @@ impl<R: Read> Members<R> {
             at: 0,
             content: 0,
             padding: 0,
-            entries_left: limits.entries,
-            bytes_left: limits.bytes,
-            limits: *limits,
+            bounds: Bounds::new(limits),
             deleted: Vec::new(),
         }
     }
@@ -126,10 +106,6 @@ impl<R: Read> Members<R> {
                 return Ok(None);
             }
             check_sum(&header, start)?;
-            let left = self.entries_left.checked_sub(1);
-            self.entries_left = left.ok_or(TarError::TooMany {
-                limit: self.limits.entries,
-            })?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.extension(&header, start)?;
@@ -159,6 +135,7 @@ impl<R: Read> Members<R> {
         start: u64,
     ) -> Result<Member, TarError> {
         let bad = |what| TarError::Header { at: start, what };
+        self.bounds.member().map_err(TarError::Excess)?;
         let name = extension
             .name
             .unwrap_or_else(|| header.path_bytes().into_owned());
@@ -230,7 +207,8 @@ impl<R: Read> Members<R> {
                 _ => return Err(bad("claims content for a member that has none")),
             }
         }
-        self.expect(content)?;
+        self.bounds.content(content).map_err(TarError::Excess)?;
+        self.expect(content);
         let id = |field: Option<u64>, header: io::Result<u64>| {
             let id = match field {
                 Some(id) => id,
@@ -238,9 +216,11 @@ impl<R: Read> Members<R> {
             };
             u32::try_from(id).map_err(|_| bad("has an owner beyond 32 bits"))
         };
+        // Of several values the last counts.
         let mut xattrs = extension.xattrs;
-        xattrs.sort();
-        xattrs.dedup_by(|later, earlier| later.0 == earlier.0);
+        xattrs.reverse();
+        xattrs.sort_by(|one, other| one.0.cmp(&other.0));
+        xattrs.dedup_by(|earlier, last| earlier.0 == last.0);
         let whole = || header.mtime().map_err(|_| bad("has no valid time"));
         let mtime = match extension.mtime {
             Some(stamp) => stamp,
@@ -259,24 +239,19 @@ impl<R: Read> Members<R> {
         Ok(Member { path, kind, meta })
     }
 
-    /// Accounts for content that follows.
-    fn expect(&mut self, size: u64) -> Result<(), TarError> {
-        let left = self.bytes_left.checked_sub(size);
-        self.bytes_left = left.ok_or(TarError::TooLarge {
-            limit: self.limits.bytes,
-        })?;
+    /// So much content follows.
+    fn expect(&mut self, size: u64) {
         self.content = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
-        Ok(())
     }
 
     fn extension(&mut self, header: &Header, start: u64) -> Result<Vec<u8>, TarError> {
         let bad = |what| TarError::Header { at: start, what };
         let size = header.entry_size().map_err(|_| bad("has no valid size"))?;
-        if size > EXTENSION_LIMIT {
-            return Err(bad("extends the next one by more than 8 MiB"));
-        }
-        self.expect(size)?;
+        let counted = self.bounds.extension(size);
+        let counted = counted.ok_or_else(|| bad("extends the next one by more than 8 MiB"))?;
+        counted.map_err(TarError::Excess)?;
+        self.expect(size);
         // Grows with what is really there, not with what the header claims.
         let mut data = Vec::new();
         let taken = (&mut self.input).take(size).read_to_end(&mut data);
@@ -296,8 +271,9 @@ impl<R: Read> Members<R> {
         for record in records(data) {
             let (key, value) = record.map_err(|what| TarError::Header { at: start, what })?;
             if key == DELETED_KEY {
-                self.deleted
-                    .push(below_root(value.strip_prefix(b"/").unwrap_or(value))?);
+                let path = below_root(value.strip_prefix(b"/").unwrap_or(value))?;
+                self.bounds.deletion(&path).map_err(TarError::Excess)?;
+                self.deleted.push(path);
             }
         }
         Ok(())

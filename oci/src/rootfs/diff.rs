@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::anchor::Anchor;
+use super::bounds::Excess;
 use super::lower::{Found, Lower, LowerDir, Marks};
 use super::pack::{Added, Packer};
 use super::{Note, Overlay, PathError, index};
@@ -48,6 +49,9 @@ pub enum DiffError {
         /// The entry, relative to the root.
         path: PathBuf,
     },
+    /// More than a restore takes.
+    #[error("the container has changed {0}, which no restore takes: keep its data in a volume")]
+    Excess(#[from] Excess),
     /// A path that no restore could name.
     #[error("{} is longer than 4095 bytes: no restore could make it again", path.display())]
     TooDeep {
@@ -77,6 +81,7 @@ pub fn diff(overlay: &Overlay, merged: &Path, out: &mut dyn Write) -> Result<Dif
     let mut deleted = Vec::new();
     let mut unlisted = false;
     for path in walk.deleted {
+        walk.packer.bounds.deletion(&path)?;
         if let Some(path) = path.to_str() {
             deleted.push(format!("/{path}"));
         } else {

@@ -5,7 +5,8 @@ use std::io::Cursor;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::apply::{Devices, Limits, apply};
+use super::apply::apply;
+use super::bounds::{Devices, Limits};
 use super::decode::Members;
 use super::encode::{BLOCK, Encoder};
 use super::member::{Kind, Member, Meta, Stamp};
@@ -13,6 +14,7 @@ use super::member::{Kind, Member, Meta, Stamp};
 const LIMITS: Limits = Limits {
     entries: 200,
     bytes: 1 << 20,
+    waiting: 1 << 20,
     devices: Devices::Refuse,
 };
 

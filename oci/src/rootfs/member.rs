@@ -15,6 +15,17 @@ pub(super) struct Member {
     pub(super) meta: Meta,
 }
 
+impl Member {
+    /// Bytes of memory that it takes, about.
+    pub(super) fn memory(&self) -> usize {
+        let attribute = |(name, value): &(OsString, Vec<u8>)| {
+            size_of::<(OsString, Vec<u8>)>() + name.len() + value.len()
+        };
+        let attributes: usize = self.meta.xattrs.iter().map(attribute).sum();
+        size_of::<Self>() + self.path.as_os_str().len() + attributes
+    }
+}
+
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {

@@ -23,6 +23,7 @@
 
 mod anchor;
 mod apply;
+mod bounds;
 mod decode;
 mod diff;
 mod encode;
@@ -40,7 +41,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-pub use apply::{Applied, ApplyError, Devices, Limits, apply};
+pub use apply::{Applied, ApplyError, apply};
+pub use bounds::{Devices, Excess, LIST_LIMIT, Limits};
 pub use decode::TarError;
 pub use diff::{Diff, DiffError, diff};
 pub use overlay::{MountError, Overlay};

@@ -12,6 +12,7 @@ use nix::fcntl::readlinkat;
 use nix::sys::stat::{FileStat, SFlag, fstat, major, minor};
 
 use super::anchor::{Anchor, kind, proc_path, reopen};
+use super::bounds::{Bounds, EXTENSION, Limits};
 use super::diff::{Diff, DiffError};
 use super::encode::{ContentError, Encoder};
 use super::member::{Kind, Member, Meta, Stamp};
@@ -23,6 +24,8 @@ pub(super) struct Packer<'a> {
     pub(super) out: Encoder<'a>,
     /// Of inodes with several names, by device and inode number: the name with the content.
     links: HashMap<(u64, u64), PathBuf>,
+    /// What a restore takes.
+    pub(super) bounds: Bounds,
     packed: Diff,
 }
 
@@ -50,6 +53,10 @@ impl<'a> Packer<'a> {
             source,
             out,
             links: HashMap::new(),
+            bounds: Bounds::new(&Limits {
+                bytes: u64::MAX,
+                ..Limits::default()
+            }),
             packed: Diff::default(),
         }
     }
@@ -107,6 +114,10 @@ impl<'a> Packer<'a> {
             kind: self.kind(path, &handle, &stat)?,
             meta,
         };
+        self.bounds.member()?;
+        if member.kind == Kind::Directory {
+            self.bounds.directory(&member)?;
+        }
         self.out.member(&member).map_err(DiffError::Write)?;
         self.packed.files += 1;
         if let Kind::File(size) = member.kind {
@@ -172,11 +183,16 @@ fn attributes(handle: &OwnedFd, path: &Path) -> Result<Vec<(OsString, Vec<u8>)>,
         Err(error) if error.raw_os_error() == Some(nix::libc::EOPNOTSUPP) => return Ok(Vec::new()),
         names => names.map_err(failed)?,
     };
-    let mut found = Vec::new();
+    let (mut found, mut size) = (Vec::new(), 0);
     for name in names.filter(|name| carried(name.as_bytes())) {
         if let Some(value) = xattr::get_deref(&file, &name).map_err(failed)? {
+            size += (name.len() + value.len()) as u64;
             found.push((name, value));
         }
+    }
+    // What is written besides, and as escapes, takes less than the other half.
+    if size > EXTENSION / 2 {
+        return Err(failed(Errno::E2BIG.into()));
     }
     found.sort();
     Ok(found)

@@ -66,7 +66,7 @@ pub(super) struct Extension {
 
 impl Extension {
     /// Takes records in, or says what is wrong with the header that holds them. Of several
-    /// records with one key the last counts.
+    /// records with one key the last counts; attributes are all kept, in order.
     pub(super) fn take(&mut self, data: &[u8]) -> Result<(), &'static str> {
         for record in records(data) {
             let (key, value) = record?;
@@ -77,7 +77,6 @@ impl Extension {
             };
             if let Some(name) = key.strip_prefix(XATTR_KEY) {
                 let name = OsString::from_vec(unescaped(name));
-                self.xattrs.retain(|(earlier, _)| *earlier != name);
                 self.xattrs.push((name, value.to_vec()));
                 continue;
             }

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::anchor::Anchor;
-use super::apply::{Applied, ApplyError, Limits};
+use super::apply::{Applied, ApplyError};
+use super::bounds::Limits;
 use super::diff::{Diff, DiffError};
 use super::pack::{Added, Packer};
 use super::{PathError, apply};

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kybernate_oci::rootfs::{ApplyError, Devices, Limits, Note, TarError, apply};
+use kybernate_oci::rootfs::{ApplyError, Devices, Excess, Limits, Note, TarError, apply};
 use nix::unistd::geteuid;
 use tar::EntryType;
 
@@ -194,7 +194,10 @@ fn a_huge_file_of_holes_counts_with_its_declared_size() {
 }
 
 fn too_large<T>(result: &Result<T, ApplyError>) -> bool {
-    matches!(result, Err(ApplyError::Tar(TarError::TooLarge { .. })))
+    matches!(
+        result,
+        Err(ApplyError::Tar(TarError::Excess(Excess::Bytes(_))))
+    )
 }
 
 #[test]
@@ -241,7 +244,7 @@ fn directories_that_only_names_mention_count() {
     assert!(
         matches!(
             result,
-            Err(ApplyError::Tar(TarError::TooMany { limit: 100 }))
+            Err(ApplyError::Tar(TarError::Excess(Excess::Entries(100))))
         ),
         "{result:?}"
     );

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use kybernate_oci::rootfs::{Applied, ApplyError, Devices, Limits, TarError, apply};
+use kybernate_oci::rootfs::{Applied, ApplyError, Devices, Excess, Limits, TarError, apply};
 use nix::unistd::{getegid, geteuid};
 use tar::{EntryType, Header};
 use tempfile::TempDir;
@@ -357,7 +357,7 @@ fn bombs_meet_their_bounds() {
     let limits = Limits {
         entries: 10,
         bytes: 1 << 20,
-        devices: Devices::Refuse,
+        ..Limits::default()
     };
     let many = (0..11)
         .fold(Tar::default(), |tar, n| tar.file(&format!("f{n}")))
@@ -366,7 +366,7 @@ fn bombs_meet_their_bounds() {
     assert!(
         matches!(
             result,
-            Err(ApplyError::Tar(TarError::TooMany { limit: 10 }))
+            Err(ApplyError::Tar(TarError::Excess(Excess::Entries(10))))
         ),
         "{result:?}"
     );
@@ -375,7 +375,10 @@ fn bombs_meet_their_bounds() {
     let claim = header(EntryType::Regular, (1 << 20) + 1);
     let result = apply(&scene.root(), claim.chain(io::repeat(0)), &[], &limits);
     assert!(
-        matches!(result, Err(ApplyError::Tar(TarError::TooLarge { .. }))),
+        matches!(
+            result,
+            Err(ApplyError::Tar(TarError::Excess(Excess::Bytes(_))))
+        ),
         "{result:?}"
     );
     assert!(
@@ -406,9 +409,100 @@ fn bombs_meet_their_bounds() {
     let gone: Vec<_> = (0..11).map(|n| format!("/{n}")).collect();
     let result = apply(&scene.root(), &Tar::default().end()[..], &gone, &limits);
     assert!(
-        matches!(result, Err(ApplyError::TooManyDeletions { count: 11, .. })),
+        matches!(
+            result,
+            Err(ApplyError::Tar(TarError::Excess(Excess::Deletions(10))))
+        ),
         "{result:?}"
     );
+}
+
+/// What waits for the end of the tar takes memory: as little as a checkpoint's own tar needs.
+#[test]
+fn what_waits_for_the_end_is_bounded() {
+    let scene = Scene::new();
+    let limits = Limits {
+        waiting: 1 << 20,
+        ..Limits::default()
+    };
+    let value = |size: usize| {
+        let rest = format!(" SCHILY.xattr.user.x={}\n", "v".repeat(size));
+        let digits = (rest.len() + 7).to_string().len();
+        format!("{}{rest}", rest.len() + digits).into_bytes()
+    };
+    // The same directory again and again, each time with large attributes.
+    let tar = (0..40).fold(Tar::default(), |tar, _| {
+        tar.add(EntryType::XHeader, "x", "", &value(60_000))
+            .directory("d")
+    });
+    let result = apply(&scene.root(), &tar.end()[..], &[], &limits);
+    let waits = |result: &Result<_, ApplyError>| {
+        matches!(
+            result,
+            Err(ApplyError::Tar(TarError::Excess(Excess::Waiting(_))))
+        )
+    };
+    assert!(waits(&result), "{result:?}");
+
+    // Deletions that global headers name, and none in the list.
+    let records = "24 KYBERNATE.deleted=/x\n".repeat(50_000).into_bytes();
+    let tar = Tar::default().add(EntryType::XGlobalHeader, "g", "", &records);
+    let result = apply(&scene.root(), &tar.0.clone()[..], &[], &limits);
+    assert!(waits(&result), "{result:?}");
+    let few = Limits {
+        entries: 1000,
+        ..Limits::default()
+    };
+    let result = apply(&scene.root(), &tar.end()[..], &[], &few);
+    assert!(
+        matches!(
+            result,
+            Err(ApplyError::Tar(TarError::Excess(Excess::Deletions(1000))))
+        ),
+        "{result:?}"
+    );
+
+    // Many headers for one member are as bad as a large one.
+    let tar = (0..3).fold(Tar::default(), |tar, _| {
+        tar.add(EntryType::XHeader, "x", "", &value(3 << 20))
+    });
+    let result = apply(&scene.root(), &tar.file("f").end()[..], &[], &limits);
+    assert!(
+        matches!(result, Err(ApplyError::Tar(TarError::Header { .. }))),
+        "{result:?}"
+    );
+}
+
+/// A header of many attributes takes no longer than one of few large ones.
+#[test]
+fn many_attributes_of_one_member_take_no_time() {
+    let scene = Scene::new();
+    let records: String = (0..300_000)
+        .map(|n| format!("26 SCHILY.xattr.x.{n:06}=\n"))
+        .collect();
+    let tar = Tar::default()
+        .add(EntryType::XHeader, "x", "", records.as_bytes())
+        .file("f");
+    let begun = std::time::Instant::now();
+    let applied = scene.apply(tar, &[]).unwrap();
+    assert_eq!(applied.notes.len(), 300_000);
+    let took = begun.elapsed();
+    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
+}
+
+/// Only members count: a checkpoint writes an extension header before nearly every one.
+#[test]
+fn headers_that_extend_a_member_are_no_entries() {
+    let scene = Scene::new();
+    let limits = Limits {
+        entries: 10,
+        ..Limits::default()
+    };
+    let tar = (0..10).fold(Tar::default(), |tar, n| {
+        tar.add(EntryType::XHeader, "x", "", b"13 mtime=1.5\n")
+            .file(&format!("f{n}"))
+    });
+    apply(&scene.root(), &tar.end()[..], &[], &limits).unwrap();
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 pub const ALL: Limits = Limits {
     entries: 1 << 20,
     bytes: 1 << 36,
+    waiting: 1 << 30,
     devices: Devices::Make,
 };
 

@@ -22,6 +22,10 @@ use super::pool::Pool;
 use super::reader::Archive;
 use crate::memory;
 
+/// Most memory for decoded frames, in bytes, however many processors there are: an archive says
+/// itself how large its frames are. One frame always has room.
+const MEMORY: usize = 512 << 20;
+
 /// A pass in progress.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
@@ -63,19 +67,19 @@ impl<'a> Pass<'a> {
             0 => thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let threads = threads.min(archive.frames.len()).max(1);
         let contents = archive
             .frames
             .iter()
             .map(|frame| frame.row.content as usize);
         let largest = contents.max().unwrap_or(1);
+        let (threads, buffers) = crew(threads.min(archive.frames.len()), largest);
         Self {
             archive,
             targets,
             threads,
             cancelled,
             state: Mutex::new(State {
-                pool: Pool::new(largest, threads * 2 + 2, memory::huge_pages_are_cheap()),
+                pool: Pool::new(largest, buffers, memory::huge_pages_are_cheap()),
                 next: 0,
                 ready: BTreeMap::new(),
                 stop: false,
@@ -256,6 +260,13 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// How many threads of those wanted, and buffers, for frames of at most `largest` bytes.
+fn crew(threads: usize, largest: usize) -> (usize, usize) {
+    let fit = (MEMORY / largest.max(1)).max(1);
+    let threads = threads.clamp(1, fit);
+    (threads, (threads * 2 + 2).min(fit))
+}
+
 /// Ends the threads when the caller's thread is through.
 struct Stop<'a>(&'a Pass<'a>);
 
@@ -272,6 +283,26 @@ impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             self.0.stop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_frames_take_no_more_memory_on_many_processors() {
+        for (threads, largest, expected) in [
+            (2, 4 << 20, (2, 6)),
+            (32, 4 << 20, (32, 66)),
+            (128, 4 << 20, (128, 128)),
+            (2, 64 << 20, (2, 6)),
+            (128, 64 << 20, (8, 8)),
+            (128, 1 << 30, (1, 1)),
+            (0, 0, (1, 4)),
+        ] {
+            assert_eq!(crew(threads, largest), expected, "{threads} {largest}");
         }
     }
 }

@@ -146,10 +146,16 @@ pub fn uninstall(request: &Request, dry_run: bool) -> anyhow::Result<Outcome> {
         .root
         .exists(Path::new(STATE_DIR).join("journal.json"));
     if receipt_in(&request.root)?.is_none() && !pending {
-        bail!(
+        let nothing = format!(
             "nothing is installed: there is no {STATE_DIR}/receipt.json under {}",
             request.root.path().display()
         );
+        if request.reach != Reach::Entered {
+            bail!(nothing);
+        }
+        // From a container, which is started again until it succeeds, on nodes of all kinds.
+        outcome.notes.push(nothing);
+        return Ok(outcome);
     }
     let ledger = if dry_run {
         None

@@ -241,8 +241,18 @@ fn nodes_that_cannot_be_changed_say_why_and_stay_as_they_are() {
     assert!(err.contains("already has a runtime"), "{err}");
     assert_eq!(node.tree(), before);
 
-    let err = Node::empty().uninstall().unwrap_err().to_string();
+    let node = Node::empty();
+    let err = node.uninstall().unwrap_err().to_string();
     assert!(err.contains("nothing is installed"), "{err}");
+    // A container on every node has done its work where there is none.
+    let mut request = node.request();
+    request.reach = Reach::Entered;
+    for dry_run in [true, false] {
+        let outcome = uninstall(&request, dry_run).unwrap();
+        assert!(outcome.notes[0].contains("nothing is installed"));
+        assert_eq!(outcome.changed, 0);
+        assert!(node.tree().is_empty());
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`nri`] speaks the protocol and knows nothing of checkpoints. [`plugin`] decides and does no
-//! I/O.
+//! I/O. [`standby`] goes on where a plugin has ended that the runtime has launched.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 pub mod fuzzing;
 pub mod nri;
 pub mod plugin;
+pub mod standby;
 
 /// Cancels the token at SIGTERM or SIGINT.
 ///

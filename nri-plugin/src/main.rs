@@ -1,18 +1,24 @@
 //! `kybernate-nri`: registers with the container runtime and prepares class pods' containers.
 #![forbid(unsafe_code)]
 
-use std::{env, error::Error, io, path::PathBuf, process::ExitCode};
+use std::{env, error::Error, io, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use kybernate_config::Settings;
 use kybernate_nri::{
     nri::{
-        connect::{self, INDEX_VARIABLE, Identity, NAME_VARIABLE, SOCKET_VARIABLE},
+        connect::{self, ConnectError, INDEX_VARIABLE, Identity, NAME_VARIABLE, SOCKET_VARIABLE},
         stub::Stub,
     },
-    plugin::{Plugin, policy::Policy},
+    plugin::{
+        Plugin,
+        launched::{File, Launched},
+        policy::Policy,
+    },
+    standby::{self, Standby},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 /// Prepares the containers of chosen pods for checkpoint and restore.
@@ -22,6 +28,9 @@ struct Args {
     /// The runtime's NRI socket; not used when the runtime has launched the plugin.
     #[arg(long)]
     socket: Option<PathBuf>,
+    /// Stands by for a plugin that this runtime has launched, by its pid.
+    #[arg(long, hide = true)]
+    standby_of: Option<i32>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -43,18 +52,66 @@ async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     let stop = CancellationToken::new();
     kybernate_nri::cancel_on_signal(&stop)?;
     if let Ok(descriptor) = env::var(SOCKET_VARIABLE) {
-        let name = env::var(NAME_VARIABLE).unwrap_or(settings.name);
-        let index = env::var(INDEX_VARIABLE).unwrap_or(settings.index);
-        let stub = Stub::new(Identity::new(&name, &index)?, plugin);
-        let session = stub.serve(connect::inherit(&descriptor)?);
-        return Ok(stop
-            .run_until_cancelled(session)
-            .await
-            .transpose()
-            .map(drop)?);
+        let identity = given_identity(&settings.name, &settings.index)?;
+        return match args.standby_of {
+            None => launched(&descriptor, identity, plugin, &stop).await,
+            Some(runtime) => {
+                let Some(file) = needed(runtime, &descriptor, &stop).await? else {
+                    return Ok(());
+                };
+                let stub = Stub::new(identity, Launched::new(plugin, File::Known(file)));
+                stub.run(&settings.socket, &stop).await;
+                Ok(())
+            }
+        };
     }
     let stub = Stub::new(Identity::new(&settings.name, &settings.index)?, plugin);
     stub.run(&args.socket.unwrap_or(settings.socket), &stop)
         .await;
     Ok(())
+}
+
+/// As the runtime names a plugin that it launches.
+fn given_identity(name: &str, index: &str) -> Result<Identity, ConnectError> {
+    let given = |variable, or: &str| env::var(variable).unwrap_or_else(|_| or.to_owned());
+    Identity::new(&given(NAME_VARIABLE, name), &given(INDEX_VARIABLE, index))
+}
+
+/// Serves the runtime that has launched this process, until it hangs up.
+async fn launched(
+    descriptor: &str,
+    identity: Identity,
+    plugin: Plugin,
+    stop: &CancellationToken,
+) -> Result<(), Box<dyn Error>> {
+    let trunk = connect::inherit(descriptor)?;
+    let standby = Standby::start(descriptor.parse()?)
+        .inspect_err(|error| warn!("nobody stands by: {error}"))
+        .ok()
+        .map(Arc::new);
+    let file = File::Handed(standby.clone());
+    let stub = Stub::new(identity, Launched::new(plugin, file));
+    if let Some(ended) = stop.run_until_cancelled(stub.serve(trunk)).await {
+        return Ok(ended?);
+    }
+    if let Some(standby) = standby {
+        standby.dismiss()?;
+    }
+    Ok(())
+}
+
+/// Waits until a launched plugin has ended whose runtime has not. The plugin's configuration file;
+/// `None` if nobody is needed.
+async fn needed(
+    runtime: i32,
+    descriptor: &str,
+    stop: &CancellationToken,
+) -> Result<Option<String>, Box<dyn Error>> {
+    standby::cancel_with(runtime, stop.clone())?;
+    let told = standby::told(connect::inherit(descriptor)?);
+    let file = stop.run_until_cancelled(told).await.transpose()?.flatten();
+    if file.is_some() {
+        info!("the runtime is there and the plugin that it launched is not; connecting to it");
+    }
+    Ok(file)
 }

@@ -13,6 +13,7 @@
 //! marker `kybernate.io/managed` for the sign that a container was prepared.
 
 pub mod gpu;
+pub mod launched;
 pub mod policy;
 pub mod restore;
 pub mod wishes;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::{fd::OwnedFd, unix::net::UnixStream as StdStream},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -32,6 +33,27 @@ impl Program {
                 .spawn()
                 .unwrap(),
         )
+    }
+
+    /// As containerd launches it: with a connection, name and index, and nothing else.
+    async fn launch(command: &mut Command) -> (Self, Session) {
+        let (ours, theirs) = StdStream::pair().unwrap();
+        command
+            .env_clear()
+            .envs([
+                ("NRI_PLUGIN_NAME", "kybernate"),
+                ("NRI_PLUGIN_IDX", "42"),
+                ("NRI_PLUGIN_SOCKET", "3"),
+            ])
+            .fd_mappings(vec![FdMapping {
+                parent_fd: OwnedFd::from(theirs),
+                child_fd: 3,
+            }])
+            .unwrap();
+        let program = Self::start(command);
+        ours.set_nonblocking(true).unwrap();
+        let session = Session::register(UnixStream::from_std(ours).unwrap()).await;
+        (program, session)
     }
 
     fn signal(&self, name: &str) {
@@ -83,41 +105,101 @@ async fn over_the_socket_until_a_signal() {
 
 #[tokio::test]
 async fn launched_with_a_descriptor_and_nothing_else() {
-    let (ours, theirs) = StdStream::pair().unwrap();
-    let mut command = Command::new(PROGRAM);
-    command
-        .env_clear()
-        .envs([
-            ("NRI_PLUGIN_NAME", "kybernate"),
-            ("NRI_PLUGIN_IDX", "42"),
-            ("NRI_PLUGIN_SOCKET", "3"),
-        ])
-        .fd_mappings(vec![FdMapping {
-            parent_fd: OwnedFd::from(theirs),
-            child_fd: 3,
-        }])
-        .unwrap();
-    let mut program = Program::start(&mut command);
-    drop(command);
-    ours.set_nonblocking(true).unwrap();
-    let session = Session::register(UnixStream::from_std(ours).unwrap()).await;
+    let (mut program, session) = Program::launch(&mut Command::new(PROGRAM)).await;
     assert_eq!(session.registered.plugin_idx, "42");
     session
         .configure("1.7.24", "handlers = ['gpu']")
         .await
         .unwrap();
     session.synchronize(Vec::new(), Vec::new(), false).await;
-    assert!(
-        session
-            .create(&pod("gpu", &[]), &container("a"))
-            .await
-            .unwrap()
-            .adjust
-            .is_some()
-    );
-    // The runtime that has launched it leaves: so does the plugin, without an error.
+    assert!(prepares(&session, "gpu").await);
+    // The runtime hangs up: the plugin that it has launched ends, without an error.
     drop(session);
     assert!(program.end().await.success());
+}
+
+async fn prepares(session: &Session, handler: &str) -> bool {
+    let created = session.create(&pod(handler, &[]), &container("a")).await;
+    created.unwrap().adjust.is_some()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    HungUp,
+    Killed,
+    ToldToStop,
+    NeverConfigured,
+}
+
+/// A shell in containerd's place launches the plugin, which then ends. The session of the standby,
+/// if one comes, and the shell.
+async fn after(end: End, runtime: &Runtime, socket: &Path) -> (Program, Option<Session>) {
+    let mut shell = Command::new("sh");
+    let script = format!(
+        "export KYBERNATE_NRI_SOCKET={}; {PROGRAM} & echo $! > {}; wait; exec sleep 60",
+        socket.display(),
+        socket.with_extension("pid").display()
+    );
+    let (shell, session) = Program::launch(shell.args(["-c", &script])).await;
+    if end != End::NeverConfigured {
+        session
+            .configure("2.1.9", "handlers = ['gpu']")
+            .await
+            .unwrap();
+        session.synchronize(Vec::new(), Vec::new(), false).await;
+    }
+    let pid = fs::read_to_string(socket.with_extension("pid")).unwrap();
+    let signal = match end {
+        End::HungUp | End::NeverConfigured => None,
+        End::Killed => Some("KILL"),
+        End::ToldToStop => Some("TERM"),
+    };
+    if let Some(signal) = signal {
+        let mut kill = Command::new("kill");
+        let status = kill.args(["-s", signal, pid.trim()]).status().unwrap();
+        assert!(status.success());
+    }
+    drop(session);
+    if matches!(end, End::HungUp | End::Killed) {
+        return (shell, Some(runtime.plugin().await));
+    }
+    let comes = tokio::time::timeout(Duration::from_millis(500), runtime.connection()).await;
+    assert!(comes.is_err(), "a standby comes after {end:?}");
+    (shell, None)
+}
+
+#[tokio::test]
+async fn a_launched_plugin_that_was_dropped_comes_back_until_its_runtime_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nri.sock");
+    let runtime = Runtime::listen(&socket);
+    for end in [End::HungUp, End::Killed] {
+        let (shell, session) = after(end, &runtime, &socket).await;
+        let session = session.unwrap();
+        assert_eq!(session.registered.plugin_idx, "42");
+        session.take_in().await;
+        // The runtime hands its file to those alone that it launches.
+        assert!(prepares(&session, "gpu").await, "{end:?}");
+        assert!(!prepares(&session, "kybernate").await, "{end:?}");
+        drop(session);
+        let mut session = runtime.plugin().await;
+        session.take_in().await;
+        drop(shell);
+        tokio::time::timeout(Duration::from_secs(2), session.trunk.closed())
+            .await
+            .expect("the standby outlives its runtime")
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nobody_comes_back_who_was_told_to_stop_or_never_taken_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nri.sock");
+    let runtime = Runtime::listen(&socket);
+    for end in [End::ToldToStop, End::NeverConfigured] {
+        after(end, &runtime, &socket).await;
+    }
 }
 
 #[tokio::test]

@@ -69,6 +69,22 @@ fn every_overlay_installs_and_has_the_class() {
 }
 
 #[test]
+fn a_quota_allows_the_priority_of_the_installer() {
+    for overlay in PRODUCTION {
+        let Some(text) = render(overlay) else { return };
+        let objects = objects(&text);
+        let installer = &objects["DaemonSet/kybernate-installer"];
+        let quota = &objects["ResourceQuota/node-critical"];
+        let namespace = |object: &Value| object["metadata"]["namespace"].clone();
+        assert_eq!(namespace(quota), namespace(installer), "{overlay}");
+        let scope = &quota["spec"]["scopeSelector"]["matchExpressions"][0];
+        assert_eq!(scope["scopeName"], "PriorityClass", "{overlay}");
+        let priority = &pod(installer).unwrap()["priorityClassName"];
+        assert_eq!(scope["values"], json!([priority]), "{overlay}");
+    }
+}
+
+#[test]
 fn the_image_is_that_of_this_version() {
     let kustomization = objects(&text("kubernetes/base/kustomization.yaml"));
     let images = &kustomization["Kustomization/"]["images"];

@@ -93,15 +93,15 @@ impl<B: Fn(&Facts) -> io::Result<Content>> Originals<'_, B> {
             return Ok(current);
         };
         let before = || installed.before.as_ref().map(&self.backup).transpose();
-        match current {
-            None => Ok(None),
-            Some(now) if now.facts.same(&installed.after) || installed.edits.is_empty() => before(),
-            Some(now) => {
-                let text = String::from_utf8_lossy(&now.bytes);
-                let text = edit::undo(&text, &installed.edits).map_err(io::Error::other)?;
-                Ok(Some(now.with_bytes(text.into_bytes())))
+        let Some(now) = current else { return Ok(None) };
+        if now.facts.same(&installed.after) || installed.edits.is_empty() {
+            match before() {
+                // What took over a change of others and changed nothing has kept nothing.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && !installed.edits.is_empty() => {}
+                kept => return kept,
             }
         }
+        undone(&now, installed).map(Some)
     }
 
     /// What has to be changed so that `wishes`, and nothing else of ours, are there.
@@ -162,6 +162,19 @@ impl<B: Fn(&Facts) -> io::Result<Content>> Originals<'_, B> {
         }
         Ok(plan)
     }
+}
+
+/// A file without our changes.
+fn undone(now: &Content, installed: &Installed) -> io::Result<Content> {
+    let text = String::from_utf8_lossy(&now.bytes);
+    let text = edit::undo(&text, &installed.edits).map_err(io::Error::other)?;
+    let mut content = now.with_bytes(text.into_bytes());
+    if let Some(before) = &installed.before
+        && before.same(&content.facts)
+    {
+        content.facts = before.clone();
+    }
+    Ok(content)
 }
 
 impl Change {

@@ -125,3 +125,16 @@ fn what_was_named_the_last_time_stays_named() {
     node.uninstall().unwrap();
     assert_eq!(node.tree(), before);
 }
+
+#[test]
+fn what_others_wrote_before_our_part_outlives_it() {
+    let node = Node::fixture("kubeadm-debian");
+    let path = "/etc/containerd/config.toml";
+    let original = node.read(path);
+    node.install().unwrap();
+    // Nothing has to be changed for it, so nothing is kept of the file as it was.
+    node.file(path, &format!("# theirs\n{}", node.read(path)));
+    assert_eq!(node.install().unwrap().changed, 0);
+    node.uninstall().unwrap();
+    assert_eq!(node.read(path), format!("# theirs\n{original}"));
+}

@@ -4,7 +4,7 @@
 use std::{env, error::Error, io, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Parser;
-use kybernate_config::Settings;
+use kybernate_config::{Settings, settings::NriSettings};
 use kybernate_nri::{
     nri::{
         connect::{self, ConnectError, INDEX_VARIABLE, Identity, NAME_VARIABLE, SOCKET_VARIABLE},
@@ -12,7 +12,7 @@ use kybernate_nri::{
     },
     plugin::{
         Plugin,
-        launched::{File, Launched},
+        launched::{File, Launched, Node},
         policy::Policy,
     },
     standby::{self, Standby},
@@ -46,42 +46,38 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
-    let settings = Settings::load()?;
-    let plugin = Plugin::new(Policy::new(&settings)?);
-    let settings = settings.nri;
     let stop = CancellationToken::new();
     kybernate_nri::cancel_on_signal(&stop)?;
     if let Ok(descriptor) = env::var(SOCKET_VARIABLE) {
-        let identity = given_identity(&settings.name, &settings.index)?;
+        let node = Node::new(Settings::load());
         return match args.standby_of {
-            None => launched(&descriptor, identity, plugin, &stop).await,
-            Some(runtime) => {
-                let Some(file) = needed(runtime, &descriptor, &stop).await? else {
-                    return Ok(());
-                };
-                let stub = Stub::new(identity, Launched::new(plugin, File::Known(file)));
-                stub.run(&settings.socket, &stop).await;
-                Ok(())
-            }
+            None => launched(&descriptor, node, &stop).await,
+            Some(runtime) => stand_by(runtime, &descriptor, node, &stop).await,
         };
     }
+    let settings = Settings::load()?;
+    let plugin = Plugin::new(Policy::new(&settings)?);
+    let settings = settings.nri;
     let stub = Stub::new(Identity::new(&settings.name, &settings.index)?, plugin);
     stub.run(&args.socket.unwrap_or(settings.socket), &stop)
         .await;
     Ok(())
 }
 
-/// As the runtime names a plugin that it launches.
-fn given_identity(name: &str, index: &str) -> Result<Identity, ConnectError> {
+/// As the runtime names a plugin that it launches. It goes by its own names and not by what the
+/// plugin registers as.
+fn given_identity() -> Result<Identity, ConnectError> {
+    let NriSettings { name, index, .. } = NriSettings::default();
     let given = |variable, or: &str| env::var(variable).unwrap_or_else(|_| or.to_owned());
-    Identity::new(&given(NAME_VARIABLE, name), &given(INDEX_VARIABLE, index))
+    Identity::new(&given(NAME_VARIABLE, &name), &given(INDEX_VARIABLE, &index))
+        .inspect_err(|error| warn!("{error}; registering as {index}-{name}"))
+        .or_else(|_| Identity::new(&name, &index))
 }
 
 /// Serves the runtime that has launched this process, until it hangs up.
 async fn launched(
     descriptor: &str,
-    identity: Identity,
-    plugin: Plugin,
+    node: Node,
     stop: &CancellationToken,
 ) -> Result<(), Box<dyn Error>> {
     let trunk = connect::inherit(descriptor)?;
@@ -90,7 +86,7 @@ async fn launched(
         .ok()
         .map(Arc::new);
     let file = File::Handed(standby.clone());
-    let stub = Stub::new(identity, Launched::new(plugin, file));
+    let stub = Stub::new(given_identity()?, Launched::new(node, file));
     if let Some(ended) = stop.run_until_cancelled(stub.serve(trunk)).await {
         return Ok(ended?);
     }
@@ -100,18 +96,22 @@ async fn launched(
     Ok(())
 }
 
-/// Waits until a launched plugin has ended whose runtime has not. The plugin's configuration file;
-/// `None` if nobody is needed.
-async fn needed(
+/// Waits until the plugin has ended that the runtime has launched, and goes on over the socket
+/// until the runtime ends.
+async fn stand_by(
     runtime: i32,
     descriptor: &str,
+    node: Node,
     stop: &CancellationToken,
-) -> Result<Option<String>, Box<dyn Error>> {
+) -> Result<(), Box<dyn Error>> {
     standby::cancel_with(runtime, stop.clone())?;
     let told = standby::told(connect::inherit(descriptor)?);
-    let file = stop.run_until_cancelled(told).await.transpose()?.flatten();
-    if file.is_some() {
-        info!("the runtime is there and the plugin that it launched is not; connecting to it");
-    }
-    Ok(file)
+    let Some(file) = stop.run_until_cancelled(told).await.transpose()?.flatten() else {
+        return Ok(());
+    };
+    info!("the runtime is there and the plugin that it launched is not; connecting to it");
+    let socket = node.nri.socket.clone();
+    let stub = Stub::new(given_identity()?, Launched::new(node, File::Known(file)));
+    stub.run(&socket, stop).await;
+    Ok(())
 }

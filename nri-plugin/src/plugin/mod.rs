@@ -34,6 +34,9 @@ use crate::nri::{
     stub::Handler,
 };
 
+/// What the plugin is asked about.
+const EVENTS: Events = Events::of(Event::CREATE_CONTAINER);
+
 /// The plugin. It keeps nothing about pods and containers between calls.
 #[derive(Debug)]
 pub struct Plugin {
@@ -60,6 +63,9 @@ pub enum PluginError {
     /// A container is not created.
     #[error(transparent)]
     Refusal(#[from] Refusal),
+    /// Nor is any other of its class.
+    #[error("the settings of kybernate-nri on this node can't be used: {0}")]
+    Settings(String),
 }
 
 impl Plugin {
@@ -71,6 +77,13 @@ impl Plugin {
             settings: policy,
             unprepared: Mutex::default(),
         }
+    }
+
+    /// Whether the pod's containers are prepared.
+    #[must_use]
+    pub fn is_class(&self, pod: &PodSandbox) -> bool {
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner);
+        policy.is_class(pod)
     }
 }
 
@@ -85,7 +98,7 @@ impl Handler for Plugin {
             .unprepared
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Unprepared::default();
-        Ok(Events::of(Event::CREATE_CONTAINER))
+        Ok(EVENTS)
     }
 
     fn synchronize(&self, pods: Vec<PodSandbox>, containers: Vec<Container>, more: bool) {

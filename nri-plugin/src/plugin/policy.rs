@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use kybernate_config::{
     Settings,
-    names::{MANAGED, OBEYED, RESTORE_FROM},
+    names::{MANAGED, OBEYED, RESTORE_FROM, RUNTIME_HANDLER},
+    settings::NriSettings,
     wishes::{WishError, WishSettings},
 };
 use serde::Deserialize;
@@ -120,6 +121,28 @@ impl Policy {
             trigger: settings.trigger.allow,
         }
         .checked()
+    }
+
+    /// The policy of settings that can't be used: it tells which pods' containers are refused, and
+    /// grants nothing.
+    #[must_use]
+    pub fn of_class(settings: &NriSettings) -> Self {
+        let named: Vec<_> = settings
+            .handlers
+            .iter()
+            .filter(|name| !name.is_empty())
+            .cloned()
+            .collect();
+        Self {
+            handlers: if named.is_empty() {
+                vec![RUNTIME_HANDLER.into()]
+            } else {
+                named
+            },
+            restore_dirs: Vec::new(),
+            wishes: WishSettings::default(),
+            trigger: false,
+        }
     }
 
     /// The policy with the plugin's configuration file laid over it.

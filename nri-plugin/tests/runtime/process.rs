@@ -224,6 +224,39 @@ async fn settings_that_cannot_be_used_end_it_with_their_reason() {
     }
 }
 
+/// A launched plugin that ends or refuses its configuration keeps older runtimes from starting.
+#[tokio::test]
+async fn settings_that_cannot_be_used_cost_a_launched_one_its_own_class_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.toml");
+    fs::write(&config, "[nri]\nhandlrs = ['kybernate']\n").unwrap();
+    let wrong = format!("KYBERNATE_CONFIG={}", config.display());
+    let relative = "KYBERNATE_NRI_HANDLERS=gpu KYBERNATE_NRI_RESTORE_DIRS=relative";
+    for (set, file, class, named) in [
+        (wrong.as_str(), "", "kybernate", "handlrs"),
+        (relative, "", "gpu", "relative"),
+        (
+            "KYBERNATE_NRI_HANDLERS=gpu",
+            "handlers = 7",
+            "gpu",
+            "handlers",
+        ),
+    ] {
+        let script = format!("export {set}; exec {PROGRAM}");
+        let (mut program, session) =
+            Program::launch(Command::new("sh").args(["-c", &script])).await;
+        let answer = session.configure("1.7.24", file).await.unwrap();
+        assert_eq!(answer.events, 1 << 3, "{named}");
+        session.synchronize(Vec::new(), Vec::new(), false).await;
+        assert!(!prepares(&session, "runc").await, "{named}");
+        let refused = session.create(&pod(class, &[]), &container("a")).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(named), "{refused}");
+        program.signal("TERM");
+        assert!(program.end().await.success(), "{named}");
+    }
+}
+
 /// A container with an id of its own, as large as one with environment and mounts: 5 KB.
 fn grown(number: usize, pod: &PodSandbox) -> Container {
     let mut grown = container(&format!("container-{number}"));

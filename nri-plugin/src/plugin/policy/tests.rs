@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use kybernate_config::settings::NriSettings;
-
 use super::*;
 
 fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -34,6 +32,21 @@ fn policy() -> Policy {
 }
 
 const SOURCE: &str = "/var/lib/kybernate/a.tar.zst";
+
+#[test]
+fn settings_that_cannot_be_used_still_tell_the_class() {
+    let class = |handlers: &[&str]| {
+        Policy::of_class(&NriSettings {
+            handlers: handlers.iter().map(|name| (*name).to_owned()).collect(),
+            ..NriSettings::default()
+        })
+    };
+    assert!(class(&["gpu", ""]).is_class(&pod("gpu", &[])));
+    for handlers in [&[][..], &[""], &["gpu", ""]] {
+        assert!(!class(handlers).is_class(&pod("", &[])));
+    }
+    assert!(class(&[""]).is_class(&pod("kybernate", &[])));
+}
 
 #[test]
 fn foreign_pods_are_left_alone_whatever_their_annotations_say() {

@@ -30,6 +30,20 @@ pub const DROP_IN: &str = "kybernate.toml";
 /// What a new template begins with.
 pub const BASE_TEMPLATE: &str = "{{ template \"base\" . }}\n";
 
+/// What a new configuration begins with.
+pub fn base_config(version: i64) -> String {
+    format!("version = {version}\n")
+}
+
+/// Whether a text is what a file that we make begins with, and nothing else.
+pub fn is_base(text: &str) -> bool {
+    let text = text.trim();
+    let digits = |version: &str| version.bytes().all(|b| b.is_ascii_digit());
+    text.is_empty()
+        || text == BASE_TEMPLATE.trim()
+        || text.strip_prefix("version = ").is_some_and(digits)
+}
+
 /// What is to be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -154,7 +168,7 @@ fn file(
     let Some(first) = loaded.first() else {
         // containerd runs on its defaults.
         let version = if major >= Some(2) { 3 } else { 2 };
-        let text = format!("version = {version}\n");
+        let text = base_config(version);
         let merged = Config::parse(&text).map_err(|why| parse_error(main, why))?;
         return Ok(Located {
             place: Place::Edit(main.into()),

@@ -15,6 +15,7 @@ use super::{
     diff,
     edit::{self, Edit},
     file::{Content, Facts},
+    locate,
     receipt::{Installed, Kind, Receipt},
 };
 
@@ -101,7 +102,10 @@ impl<B: Fn(&Facts) -> io::Result<Content>> Originals<'_, B> {
                 kept => return kept,
             }
         }
-        undone(&now, installed).map(Some)
+        let rest = undone(&now, installed)?;
+        // Of a file that we have made, what others have written is theirs.
+        let bare = || locate::is_base(&String::from_utf8_lossy(&rest.bytes));
+        Ok((installed.before.is_some() || !bare()).then_some(rest))
     }
 
     /// What has to be changed so that `wishes`, and nothing else of ours, are there.

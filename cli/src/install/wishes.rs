@@ -17,7 +17,7 @@ use super::{
     edit::{self, EditError, NewTable, Text},
     file::Content,
     hooks,
-    locate::{BASE_TEMPLATE, Located, Place},
+    locate::{BASE_TEMPLATE, Located, Place, base_config},
     plan::Wish,
     receipt::Kind,
 };
@@ -246,10 +246,8 @@ impl Setup<'_> {
                 let lead = if old.ends_with('\n') { "\n" } else { "\n\n" };
                 let text = format!("{lead}{block}");
                 let new = format!("{old}{text}").into_bytes();
-                let (content, edits) = match &before {
-                    Some(content) => (content.with_bytes(new), vec![edit::Edit::Insert { text }]),
-                    None => (Content::new(new, 0o644), Vec::new()),
-                };
+                let content = changed(before.as_ref(), new);
+                let edits = vec![edit::Edit::Insert { text }];
                 // containerd reads what is made from it: the present one, and the block.
                 let rendered = located.loaded.first().map_or("", |file| file.text.as_str());
                 Ok(Containerd {
@@ -260,14 +258,9 @@ impl Setup<'_> {
             }
             Place::Edit(path) => {
                 let before = read(path)?;
-                let old = match &before {
+                let base = match &before {
                     Some(content) => String::from_utf8_lossy(&content.bytes).into_owned(),
-                    None => String::new(),
-                };
-                let base = if before.is_some() {
-                    old.clone()
-                } else {
-                    format!("version = {version}\n")
+                    None => base_config(version),
                 };
                 let mut text = Text::parse(&base).map_err(edit_error(path))?;
                 let mut tables = added.clone();
@@ -280,11 +273,7 @@ impl Setup<'_> {
                 }
                 text.add(&tables).map_err(edit_error(path))?;
                 let (text, edits) = text.into_parts();
-                let bytes = text.clone().into_bytes();
-                let (content, edits) = match &before {
-                    Some(content) => (content.with_bytes(bytes), edits),
-                    None => (Content::new(bytes, 0o644), Vec::new()),
-                };
+                let content = changed(before.as_ref(), text.clone().into_bytes());
                 verify(&base, &text).map_err(edit_error(path))?;
                 Ok(Containerd {
                     wishes: vec![wish(path, content, edits)],
@@ -319,6 +308,14 @@ impl Setup<'_> {
             values.push(("plugin_path".into(), directory));
         }
         values
+    }
+}
+
+/// A file with other bytes, or a new one.
+fn changed(before: Option<&Content>, bytes: Vec<u8>) -> Content {
+    match before {
+        Some(content) => content.with_bytes(bytes),
+        None => Content::new(bytes, 0o644),
     }
 }
 

@@ -138,3 +138,42 @@ fn what_others_wrote_before_our_part_outlives_it() {
     node.uninstall().unwrap();
     assert_eq!(node.read(path), format!("# theirs\n{original}"));
 }
+
+#[test]
+fn what_others_write_into_files_that_we_made_stays() {
+    let made = |name: &str, path: &str, begins: &str| {
+        let node = Node::fixture(name);
+        let mut request = node.request();
+        request.node.profile = (name == "docker").then(|| "containerd".into());
+        fs::remove_file(node.dir.path().join(&path[1..])).ok();
+        let bare = node.tree();
+        install(&request, false).unwrap();
+        node.uninstall().unwrap();
+        assert_eq!(node.tree(), bare, "{name}");
+
+        install(&request, false).unwrap();
+        let theirs = "\n[plugins.\"io.containerd.theirs.v1.x\"]\n  y = 1\n";
+        node.file(path, &format!("# before\n{}{theirs}", node.read(path)));
+        install(&request, false).unwrap();
+        let text = node.read(path);
+        assert!(
+            text.contains(theirs) && text.starts_with("# before"),
+            "{text}"
+        );
+        assert_eq!(text.matches("runtimes.kybernate]").count(), 1, "{text}");
+        assert_eq!(install(&request, false).unwrap().changed, 0);
+        node.uninstall().unwrap();
+        let left = node.read(path);
+        assert_eq!(left, format!("# before\n{begins}{theirs}"));
+
+        // Written between an installation and its end.
+        fs::remove_file(node.dir.path().join(&path[1..])).unwrap();
+        install(&request, false).unwrap();
+        node.file(path, &format!("{}{theirs}", node.read(path)));
+        node.uninstall().unwrap();
+        assert_eq!(node.read(path), format!("{begins}{theirs}"));
+    };
+    made("docker", "/etc/containerd/config.toml", "version = 2\n");
+    let template = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml.tmpl";
+    made("k3s-1.7", template, "{{ template \"base\" . }}\n");
+}

@@ -16,7 +16,7 @@ use crate::{
     connect::Connection,
     cri::v1::CheckpointContainerRequest,
     observe::Metrics,
-    retention::{self, Owner},
+    retention::{self, Owner, Promise},
 };
 
 /// One call, and what it needs.
@@ -100,7 +100,7 @@ async fn take(
         }
         () = tokio::time::sleep(order.deadline.left()) => return Err(late(order).into()),
     };
-    let Some(target) = prepared else {
+    let Some((target, mut room)) = prepared else {
         return Ok(None);
     };
     let what = CheckpointOrder {
@@ -127,7 +127,12 @@ async fn take(
             );
         }
         Update::Warning(text) => tracing::warn!("{text}"),
-        Update::Progress(seen) => phases.see(&seen),
+        Update::Progress(seen) => {
+            if let Some(room) = &mut room {
+                room.written(seen.written_bytes);
+            }
+            phases.see(&seen);
+        }
         Update::RollingBack => tracing::info!("rolling back"),
     };
     let taken = client::checkpoint(
@@ -142,8 +147,12 @@ async fn take(
     Ok(Some(taken))
 }
 
-/// Finds out whose call it is, and sees that there is room; `None` when it is not ours.
-async fn prepare(order: &Order, connection: &Connection) -> Result<Option<Target>, CallError> {
+/// Finds out whose call it is, and sees that there is room, if any is to be kept; `None` when it is
+/// not ours.
+async fn prepare(
+    order: &Order,
+    connection: &Connection,
+) -> Result<Option<(Target, Option<Promise>)>, CallError> {
     let Some((handler, id)) = handler_of(connection, &order.asked.container_id).await? else {
         return Ok(None);
     };
@@ -161,10 +170,12 @@ async fn prepare(order: &Order, connection: &Connection) -> Result<Option<Target
     if retention::keeps_space(&order.settings.retention, parent) {
         let subject = client::resolve(connection, KUBERNETES_NAMESPACE, &target).await?;
         let memory = client::memory(connection, &subject).await?;
-        let removed = retention::make_room(&order.settings.retention, &owner(&subject), memory)?;
+        let (removed, room) =
+            retention::make_room(&order.settings.retention, &owner(&subject), memory)?;
         order.metrics.removed(&removed);
+        return Ok(Some((target, Some(room))));
     }
-    Ok(Some(target))
+    Ok(Some((target, None)))
 }
 
 /// Removes what is too much, now that a newer archive is there.

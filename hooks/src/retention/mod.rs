@@ -1,8 +1,8 @@
 //! How many archives stay in kubelet's checkpoint directory. kubelet itself never removes one.
 //!
 //! ```text
-//! before a checkpoint   free space ≥ min_free + what it will take?   no: the oldest make way
-//!                                                                    not enough: refused
+//! before a checkpoint   free space ≥ min_free + what it and those    no: the oldest make way
+//!                         that run will take?                        not enough: refused
 //! after it              ≤ per_pod, ≤ per_node, ≤ total               else the oldest go
 //! never                 the newest good archive of a container
 //!                       an archive with a file NAME.keep beside it
@@ -15,6 +15,7 @@
 
 mod held;
 mod policy;
+mod promise;
 
 use std::{
     fs, io,
@@ -24,8 +25,11 @@ use std::{
 
 use kybernate_config::{settings::RetentionSettings, size};
 
-pub use self::held::Owner;
-use self::held::{Held, scan};
+pub use self::{held::Owner, promise::Promise};
+use self::{
+    held::{Held, scan},
+    promise::outstanding,
+};
 use crate::client;
 
 /// Before compression is known, an archive is taken to be this part of the memory in it.
@@ -39,15 +43,17 @@ static TURN: Mutex<()> = Mutex::new(());
 pub enum RetentionError {
     /// Too little space, also without all archives that may go.
     #[error(
-        "{} has {} free; the checkpoint takes about {} and {} must stay free (retention.min_free), \
-         and no archive that may be removed is left", path.display(), size::display(*free),
-        size::display(*wanted), size::display(*min_free)
+        "{} has {} free{}; the checkpoint takes about {} and {} must stay free \
+         (retention.min_free), and no archive that may be removed is left", path.display(),
+        size::display(*free), of_it(*promised), size::display(*wanted), size::display(*min_free)
     )]
     Room {
         /// The directory.
         path: PathBuf,
         /// Free bytes.
         free: u64,
+        /// How many of them checkpoints that run will take.
+        promised: u64,
         /// About what the archive takes.
         wanted: u64,
         /// What must stay free.
@@ -79,7 +85,7 @@ pub fn keeps_space(settings: &RetentionSettings, dir: &Path) -> bool {
 }
 
 /// Sees that an archive of a container with so many bytes of memory will fit and leave what must
-/// stay free; removes old archives for it.
+/// stay free; removes old archives for it. Until the promise is dropped, others leave it its space.
 ///
 /// # Errors
 /// It will not fit. Then nothing was removed.
@@ -87,27 +93,34 @@ pub fn make_room(
     settings: &RetentionSettings,
     owner: &Owner,
     memory: u64,
-) -> Result<Removed, RetentionError> {
+) -> Result<(Removed, Promise), RetentionError> {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = &settings.dir;
     let failed = |source| RetentionError::Io {
         path: dir.clone(),
         source,
     };
+    // What is written between the two counts twice: that leaves too much free, not too little.
+    let promised = outstanding();
     let free = client::free_space(dir).map_err(failed)?;
     let held = scan(dir).map_err(failed)?;
     let wanted = policy::last_size(&held, owner).unwrap_or(memory / GUESS);
     let min_free = settings.min_free.bytes();
-    let lacking = wanted.saturating_add(min_free).saturating_sub(free);
+    let lacking = wanted
+        .saturating_add(min_free)
+        .saturating_add(promised)
+        .saturating_sub(free);
     let Some(victims) = policy::room(&held, lacking) else {
         return Err(RetentionError::Room {
             path: dir.clone(),
             free,
+            promised,
             wanted,
             min_free,
         });
     };
-    Ok(remove(&held, &victims, "to make room"))
+    let promise = Promise::new(wanted);
+    Ok((remove(&held, &victims, "to make room"), promise))
 }
 
 /// Removes what is more than the settings allow, if `dir` is the directory they are about.
@@ -125,6 +138,16 @@ pub fn prune(settings: &RetentionSettings, dir: &Path) -> Result<Removed, Retent
     })?;
     let victims = policy::excess(&held, settings);
     Ok(remove(&held, &victims, "more than [retention] allows"))
+}
+
+fn of_it(promised: u64) -> String {
+    match promised {
+        0 => String::new(),
+        _ => format!(
+            ", {} of it for checkpoints that run",
+            size::display(promised)
+        ),
+    }
 }
 
 fn is_ours(settings: &RetentionSettings, dir: &Path) -> bool {
@@ -153,4 +176,31 @@ fn remove(held: &[Held], victims: &[usize], why: &str) -> Removed {
         }
     }
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_at_once_do_not_get_the_same_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = RetentionSettings {
+            dir: dir.path().to_owned(),
+            ..RetentionSettings::default()
+        };
+        // Each takes three fifths of what is free.
+        let free = client::free_space(dir.path()).unwrap();
+        let room = || make_room(&settings, &Owner::alone("c"), free / 5 * 3 * GUESS);
+        let (_, first) = room().unwrap();
+        let error = room().unwrap_err().to_string();
+        assert!(error.contains("checkpoints that run"), "{error}");
+        drop(first);
+        let (_, mut second) = room().unwrap();
+        // What is written is no longer promised; here somebody has removed it again.
+        second.written(free / 5 * 2);
+        let (_, third) = room().unwrap();
+        drop((second, third));
+        assert_eq!(outstanding(), 0);
+    }
 }

@@ -135,6 +135,28 @@ pub async fn paused_stays_paused(cx: Case) -> Result<()> {
     Ok(())
 }
 
+/// It is thawed to ask the driver, which has nothing to save: it must be frozen again for the dump,
+/// and stay so.
+pub async fn paused_without_gpu_state(cx: Case) -> Result<()> {
+    let pod = cx.pod().start().await?;
+    let work = Workload::counter();
+    let container = work.start(&pod).await?;
+    container.exec(&["touch", "/dev/nvidia0"]).await?;
+    let container_id = container.id.clone();
+    let pause = PauseTaskRequest { container_id };
+    cx.lab.tasks().pause(pause).await?;
+    let archive = take(&container, &[]).await?;
+    ensure!(archive.manifest()?.container.state == "paused");
+    let count = work.count(&container)?;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    ensure!(work.count(&container)? == count, "it runs");
+    let container_id = container.id.clone();
+    let resume = ResumeTaskRequest { container_id };
+    cx.lab.tasks().resume(resume).await?;
+    work.is_well(&container, count).await?;
+    nothing_left(&cx)
+}
+
 /// containerd freezes the container before it asks for the checkpoint.
 pub async fn cri_checkpoint(cx: Case) -> Result<()> {
     let pod = cx.pod().start().await?;

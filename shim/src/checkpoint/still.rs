@@ -40,6 +40,8 @@ pub struct Still {
     freezer: Freezer,
     course: Course,
     was_paused: bool,
+    /// Whether it was thawed nevertheless, for the driver's sake.
+    was_thawed: bool,
     /// Present while it is frozen by this.
     thaw: Option<Thaw>,
     gpu: Option<Suspended>,
@@ -63,6 +65,7 @@ impl Still {
             freezer: freezer.clone(),
             course: course.clone(),
             was_paused: container.state() == ProcessState::Paused,
+            was_thawed: false,
             thaw: None,
             gpu: None,
         };
@@ -111,6 +114,7 @@ impl Still {
             self.freezer
                 .thaw()
                 .map_err(|source| self.not_thawed(source))?;
+            self.was_thawed = true;
         }
         let container = &self.container;
         match gpu::suspend(container, &self.freezer, &settings.gpu, &self.course, ahead).await {
@@ -132,9 +136,9 @@ impl Still {
         }
     }
 
-    /// Freezes what runs. What was paused and has no GPU is frozen already.
+    /// Freezes what runs.
     async fn freeze(&mut self) -> Result<(), CheckpointError> {
-        if self.was_paused && self.gpu.is_none() {
+        if self.was_paused && !self.was_thawed {
             return Ok(());
         }
         // First, so that a freeze that was cut short is undone, too.
@@ -231,9 +235,9 @@ impl Still {
             for (name, took) in steps {
                 phases.add(name, took);
             }
-            if self.was_paused {
-                self.runc_pause().await?;
-            }
+        }
+        if self.was_thawed {
+            self.runc_pause().await?;
         }
         self.container.runs_again();
         Ok(())
@@ -253,30 +257,43 @@ impl Still {
         }
     }
 
-    /// Ends every process: the checkpoint was its last deed.
+    /// Ends every process: the checkpoint was its last deed. What fails once they are killed does
+    /// not make the checkpoint worse, and is logged.
     pub async fn end(mut self) -> Result<(), CheckpointError> {
+        self.was_thawed = false;
         let container = Arc::clone(&self.container);
         let kill = move || {
             let cgroup = container.cgroup();
             cgroup.map_or(Ok(()), |cgroup| cgroup.kill())
         };
-        tokio::task::spawn_blocking(kill)
-            .await
-            .map_err(|source| CheckpointError::Panic {
-                id: self.container.id.clone(),
-                source,
-            })?
-            .map_err(|source| CheckpointError::Host {
+        let killed =
+            tokio::task::spawn_blocking(kill)
+                .await
+                .map_err(|source| CheckpointError::Panic {
+                    id: self.container.id.clone(),
+                    source,
+                })?;
+        let id = self.container.id.clone();
+        match killed {
+            // Large memory takes its time.
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                tracing::warn!(id, %error, "killed with its checkpoint");
+            }
+            killed => killed.map_err(|source| CheckpointError::Host {
                 action: "end the container of",
                 path: self.container.bundle.clone(),
                 source,
-            })?;
-        if let Some(gpu) = self.gpu.take() {
-            gpu.release()
-                .await
-                .map_err(|source| self.gpu_error(source))?;
+            })?,
         }
-        self.go_on(&mut Phases::default()).await
+        if let Some(gpu) = self.gpu.take()
+            && let Err(error) = gpu.release().await
+        {
+            tracing::warn!(id, %error, "after the container's end");
+        }
+        if let Err(error) = self.go_on(&mut Phases::default()).await {
+            tracing::warn!(id, %error, "after the container's end");
+        }
+        Ok(())
     }
 
     fn not_thawed(&self, source: std::io::Error) -> CheckpointError {

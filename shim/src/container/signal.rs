@@ -52,7 +52,9 @@ impl Container {
             }
             None => self.shared.reaper.signal(pid, number).map_err(failed)?,
         }
-        if number == SIGKILL {
+        // Only with the container's own end: another process's waits for its turn, as what is
+        // saved must not run meanwhile.
+        if number == SIGKILL && exec_id.is_empty() {
             self.thaw();
         }
         Ok(())

@@ -33,7 +33,11 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
             records,
             place,
             processes,
-        }) => return Ok(serve::revive(place.search(), &records, processes)?),
+        }) => {
+            serve::revive(place.search(), &records, processes)?;
+            println!("{}", serve::REVIVED);
+            return Ok(());
+        }
         None => {}
     }
     let Some(pid) = step.pid else {

@@ -53,6 +53,9 @@ pub fn run(
     Ok(())
 }
 
+/// What a revival that worked says, for whoever can't wait for its exit status.
+pub const REVIVED: &str = "revived";
+
 /// Brings processes back that an operation has left, all at the same time. Fails when one of them
 /// does not run on its GPU then; kernel settings of the dead are put back in any case.
 pub fn revive(search: Search, records: &Path, processes: Vec<Process>) -> io::Result<()> {

@@ -119,6 +119,7 @@ pub async fn run(
     };
     writer.directory("checkpoint/")?;
     let control = writer.control();
+    let _unwanted = Unwanted(control.clone());
     let _watch = watch(
         Arc::clone(&request),
         stop.clone(),
@@ -222,19 +223,31 @@ pub async fn run(
         let summary = blocking(course, complete).await?;
         course.enter("sync").await?;
         let total_ms = millis(started.elapsed());
-        write_result(&request.directory, &summary, pause_ms, total_ms)?;
-        Ok(summary)
+        let asked = Arc::clone(&request);
+        let write = move || {
+            write_result(&asked.directory, &summary, pause_ms, total_ms)?;
+            Ok(summary)
+        };
+        blocking(course, write).await
     };
     let summary = match (written.await, still) {
-        (Ok(summary), None) => summary,
+        (Ok(summary), None) => {
+            partial.keep();
+            summary
+        }
         (Ok(summary), Some(still)) => {
+            // Soon there is nothing else of the container.
+            let noted = course.journal.complete();
+            if let Err(source) = noted.map_err(host("note the end of", &container.bundle)) {
+                return Err(still.go_on_after(source).await);
+            }
+            partial.keep();
             still.end().await?;
             summary
         }
         (Err(error), None) => return Err(error),
         (Err(error), Some(still)) => return Err(still.go_on_after(error).await),
     };
-    partial.keep();
     tracing::info!(
         id = %container.id, bytes = summary.archive_bytes, manifest = %summary.manifest_sha256,
         pause_ms, requester = request.requester.as_deref().unwrap_or("unknown"), "checkpointed"
@@ -249,6 +262,15 @@ fn label(container: &Container, spec: &Value) -> Label {
         container: facts::container(&container.id, &container.namespace, "", spec),
         ..Manifest::default()
     })
+}
+
+/// Ends the archive's threads with the checkpoint, however that ends.
+struct Unwanted(Control);
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// A container that stands still.

@@ -199,6 +199,16 @@ pub enum CheckpointError {
         /// Why it could not be undone.
         second: Box<CheckpointError>,
     },
+    /// The container has ended with its dump, as was asked for, and something failed after that.
+    #[error("{source}; container {id} has ended, and what there is of it is in {path}: keep that")]
+    Ended {
+        /// The container.
+        id: String,
+        /// Where its images are.
+        path: PathBuf,
+        /// What failed.
+        source: Box<CheckpointError>,
+    },
     /// Something on the host.
     #[error("cannot {action} {path}: {source}")]
     Host {
@@ -236,6 +246,19 @@ impl CheckpointError {
         }
     }
 
+    /// The same once the journal has brought everything back, also what the checkpoint itself
+    /// could not.
+    #[must_use]
+    pub fn undone(self) -> Self {
+        match self {
+            Self::NotAsBefore { id, first, second } => {
+                tracing::warn!(id, %second, "undone at the second try");
+                *first
+            }
+            other => other,
+        }
+    }
+
     /// What kind of failure it is for the caller.
     #[must_use]
     pub fn class(&self) -> Class {
@@ -249,6 +272,7 @@ impl CheckpointError {
             Self::Stopped { .. } => Class::Cancelled,
             Self::Gpu { source, .. } => source.class(),
             Self::NotAsBefore { first, .. } => first.class(),
+            Self::Ended { source, .. } => source.class(),
             Self::At { source, .. } | Self::Left { source, .. } => source.class(),
             Self::Overdue { .. } => Class::Cancelled,
             Self::Step { source, .. } if is_full(source) => Class::ResourceExhausted,

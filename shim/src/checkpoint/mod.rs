@@ -123,23 +123,37 @@ pub async fn run(
     let taken = undoing::to_its_end(&container.id, taking, &stop).await;
     let undone = match taken {
         Ok(()) => Ok(()),
-        Err(error) => Err(undoing::undo(&journal, error).await),
+        Err(error) => Err(undoing::undo(&journal, error, stop.reason()).await),
     };
     // A complete archive that nobody waits for is kept only if the container has ended with it.
     if let Some(request) = request
         && (undone.is_err() || !ends)
     {
-        request.remove_if_abandoned();
+        let removed = tokio::task::spawn_blocking(move || request.remove_if_abandoned());
+        let _ = removed.await;
     }
+    let left = matches!(undone, Err(CheckpointError::Left { .. }));
     if resumed_by_containerd && container.state() == ProcessState::Paused {
+        // containerd packs the images now, also should this shim die.
+        if undone.is_ok()
+            && let Err(error) = journal.complete()
+        {
+            tracing::warn!(id = %container.id, %error, "cannot write to the record");
+        }
         // A call that was stopped can't resume any more.
         let limit = stop.reason().map_or(limit, |_| Duration::ZERO);
         let caller = Caller {
             deadline: caller.deadline.filter(|_| stop.reason().is_none()),
             ..caller
         };
-        resume::watch(&container, freezer, journal, caller, limit);
-    } else if !matches!(undone, Err(CheckpointError::Left { .. })) {
+        resume::watch(
+            &container,
+            freezer,
+            (!left).then_some(journal),
+            caller,
+            limit,
+        );
+    } else if !left {
         journal.end();
     }
     undone

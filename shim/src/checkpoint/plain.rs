@@ -23,7 +23,7 @@ use super::{
     dump::{LOG, Plan, STATS, dump},
     error::CheckpointError,
     facts,
-    page_server::{PageImages, Pages},
+    page_server::{PageImages, Pages, Received},
     phases::Phases,
     still::Still,
     stop::StopReason,
@@ -87,16 +87,43 @@ pub async fn run(
     let dumping = async {
         preflight(&task.path, init, still.gpu_memory())?;
         let dumped = dump(container, &plan, images, course).await?;
-        course.enter("thaw").await?;
+        if plan.leave_running {
+            course.enter("thaw").await?;
+        }
         Ok(dumped)
     };
-    let (received, _) = match dumping.await {
-        Ok(dumped) if plan.leave_running => still.go_on(phases).await.map(|()| dumped),
-        Ok(dumped) => still.end().await.map(|()| dumped),
+    let finish = |received| complete(container, task, &plan, &received, &before);
+    match dumping.await {
+        Ok((received, _)) if plan.leave_running => {
+            still.go_on(phases).await?;
+            course.enter("sync").await?;
+            finish(received)
+        }
+        Ok((received, _)) => {
+            // The container has ended, so these images are all that there is of it: everything is
+            // tried.
+            let kept = course.journal.complete();
+            let kept = kept.map_err(host("note the end of", &container.bundle));
+            let finished = kept.and(still.end().await).and(finish(received));
+            finished.map_err(|source| CheckpointError::Ended {
+                id: container.id.clone(),
+                path: task.path.clone(),
+                source: Box::new(source),
+            })
+        }
         Err(error) => Err(still.go_on_after(error).await),
-    }?;
-    course.enter("sync").await?;
-    make_private(&before).map_err(host("make private the files in", &task.path))?;
+    }
+}
+
+/// Adds what CRIU has not written itself.
+fn complete(
+    container: &Container,
+    task: &Task,
+    plan: &Plan,
+    received: &Received,
+    before: &Filled,
+) -> Result<(), CheckpointError> {
+    make_private(before).map_err(host("make private the files in", &task.path))?;
     for (name, content) in &received.pagemaps {
         let path = task.path.join(name);
         create(&path)

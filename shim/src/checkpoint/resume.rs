@@ -73,11 +73,12 @@ pub fn is_paused_for_checkpoint(container: &Container) -> bool {
         .is_some_and(|paused| paused < FOR_CHECKPOINT)
 }
 
-/// Thaws the container unless somebody resumes it in time. `journal` ends then.
+/// Thaws the container unless somebody resumes it in time. `journal` ends then; there is none to
+/// end where something else is left to undo.
 pub fn watch(
     container: &Arc<Container>,
     freezer: Freezer,
-    journal: Arc<Journal>,
+    journal: Option<Arc<Journal>>,
     caller: Caller,
     limit: Duration,
 ) {
@@ -105,7 +106,9 @@ pub fn watch(
                 }
             }
         }
-        journal.end();
+        if let Some(journal) = journal {
+            journal.end();
+        }
     });
 }
 

@@ -8,10 +8,14 @@ use kybernate_config::{
 };
 use kybernate_cuda::process::Process;
 
-use super::{CheckpointError, Task, plain, resume, stop::Stop, workdir::WorkDir};
+use super::{
+    CheckpointError, Task, plain, resume,
+    stop::{Stop, StopReason},
+    workdir::WorkDir,
+};
 use crate::{
     container::Container,
-    journal::{self, Filled, Intent, Journal, Operation, Paused},
+    journal::{self, By, Filled, Intent, Journal, Operation, Paused},
     process::ProcessState,
 };
 
@@ -35,15 +39,15 @@ pub fn intent(
             source,
         }
     };
-    let (remove, fills) = if into_archive {
+    let (work, results, fills) = if into_archive {
         let files = [ARCHIVE_FILE, RESULT_FILE].map(|name| task.path.join(name));
         // What is there already is not ours.
-        let mut remove: Vec<_> = files.into_iter().filter(|path| !path.exists()).collect();
-        remove.push(WorkDir::place(&settings.checkpoint.work_dir, namespace, id));
-        (remove, None)
+        let results = files.into_iter().filter(|path| !path.exists()).collect();
+        let work = WorkDir::place(&settings.checkpoint.work_dir, namespace, id);
+        (work, results, None)
     } else {
         let filled = Filled::note(&task.path).map_err(host("list"))?;
-        (vec![container.bundle.join(plain::WORK)], Some(filled))
+        (container.bundle.join(plain::WORK), Vec::new(), Some(filled))
     };
     let paused = match container.state() {
         ProcessState::Paused if !into_archive && resume::is_paused_for_checkpoint(container) => {
@@ -64,7 +68,8 @@ pub fn intent(
         freezer: container.freezer(),
         paused,
         gpu: settings.gpu.clone(),
-        remove,
+        remove: vec![work],
+        results,
         fills,
         cgroups: Vec::new(),
         runc: None,
@@ -117,13 +122,22 @@ pub async fn to_its_end(
     })
 }
 
-/// Undoes whatever a failed checkpoint has not undone itself, and says so.
-pub async fn undo(journal: &Arc<Journal>, error: CheckpointError) -> CheckpointError {
+/// Undoes whatever a failed checkpoint has not undone itself, and says so. `reason` is why it was
+/// stopped, if it was.
+pub async fn undo(
+    journal: &Arc<Journal>,
+    error: CheckpointError,
+    reason: Option<StopReason>,
+) -> CheckpointError {
     let error = error.at(&journal.current());
     let undoing = Arc::clone(journal);
-    let undone = tokio::task::spawn_blocking(move || undoing.undo()).await;
+    let by = match reason {
+        Some(StopReason::Killed) => By::Survivor,
+        _ => By::Owner,
+    };
+    let undone = tokio::task::spawn_blocking(move || undoing.undo(by)).await;
     match undone.unwrap_or_else(|bug| Err(bug.to_string())) {
-        Ok(()) => error,
+        Ok(()) => error.undone(),
         Err(left) => CheckpointError::Left {
             source: Box::new(error),
             left,

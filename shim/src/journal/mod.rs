@@ -139,6 +139,15 @@ impl Journal {
         })
     }
 
+    /// Says that the result is whole and stays, whatever comes.
+    pub fn complete(&self) -> io::Result<()> {
+        self.note(Note {
+            step: self.current(),
+            complete: true,
+            ..Note::default()
+        })
+    }
+
     fn note(&self, note: Note) -> io::Result<()> {
         let written = self.write(&note);
         self.lock().add(note);
@@ -171,9 +180,9 @@ impl Journal {
 
     /// Undoes the operation after a failure. What can't be undone is left to the heirs; else the
     /// caller ends the record. Blocks.
-    pub fn undo(&self) -> Result<(), String> {
+    pub fn undo(&self, by: By) -> Result<(), String> {
         let record = self.lock().clone();
-        undo(&record, By::Owner)
+        undo(&record, by)
     }
 
     fn lock(&self) -> MutexGuard<'_, Record> {

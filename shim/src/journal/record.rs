@@ -43,7 +43,10 @@ pub struct Intent {
     pub gpu: GpuSettings,
     /// Files and directories that exist for the operation alone.
     pub remove: Vec<PathBuf>,
-    /// A directory of somebody else's in which files grow.
+    /// Files of its result, which stay once it is complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<PathBuf>,
+    /// A directory of somebody else's in which files of its result grow.
     pub fills: Option<Filled>,
     /// Cgroups that exist for the operation alone until it has ended well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -142,6 +145,9 @@ pub struct Note {
     /// Processes of the container that are about to be locked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locked: Vec<Process>,
+    /// The result is whole: only the container itself may have to be brought back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub complete: bool,
 }
 
 /// A record as far as it was written.
@@ -157,6 +163,8 @@ pub struct Record {
     pub helpers: Vec<Process>,
     /// All processes that were locked.
     pub locked: Vec<Process>,
+    /// Whether the result is whole.
+    pub complete: bool,
 }
 
 impl Record {
@@ -169,6 +177,7 @@ impl Record {
             programs: Vec::new(),
             helpers: Vec::new(),
             locked: Vec::new(),
+            complete: false,
         }
     }
 
@@ -180,6 +189,7 @@ impl Record {
         let new: BTreeSet<u32> = note.locked.iter().map(|process| process.pid).collect();
         self.locked.retain(|process| !new.contains(&process.pid));
         self.locked.extend(note.locked);
+        self.complete |= note.complete;
     }
 
     /// Reads the text of a record.
@@ -208,6 +218,7 @@ pub(super) mod tests {
             paused: Paused::No,
             gpu: GpuSettings::default(),
             remove: Vec::new(),
+            results: Vec::new(),
             fills: None,
             cgroups: Vec::new(),
             runc: None,

@@ -7,7 +7,8 @@
 //! Every step may be taken twice, and by two at the same time: it looks at what is there.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -15,6 +16,8 @@ use std::{
 };
 
 use kybernate_config::{names::CUDA_BINARY, settings::GpuSettings};
+use kybernate_cuda::serve::REVIVED;
+use rustix::io::Errno;
 
 use super::{
     made,
@@ -36,6 +39,8 @@ const POLL: Duration = Duration::from_millis(10);
 pub enum By {
     /// The shim, which lives and whose caller hears of the failure.
     Owner,
+    /// The same, whose container was killed meanwhile: nothing may freeze it again.
+    Survivor,
     /// Whoever finds what a dead shim has left. Nobody resumes the container any more.
     Heir,
     /// `delete`: the container ends next, so nothing is waited for.
@@ -56,7 +61,7 @@ pub fn undo(record: &Record, by: By) -> Result<(), String> {
     let grace = match by {
         By::Cleaner => Duration::ZERO,
         _ if restored => Duration::ZERO,
-        By::Owner | By::Heir => GRACE,
+        By::Owner | By::Survivor | By::Heir => GRACE,
     };
     left.extend(strays.end(grace).err());
     left.extend(made::remove(&intent.cgroups).err());
@@ -65,7 +70,7 @@ pub fn undo(record: &Record, by: By) -> Result<(), String> {
     let stays_frozen = match intent.paused {
         Paused::No => false,
         Paused::ForCheckpoint => by == By::Owner,
-        Paused::Before => by != By::Cleaner,
+        Paused::Before => matches!(by, By::Owner | By::Heir),
     };
     let locked: Vec<_> = record.locked.iter().filter(|p| p.lives()).collect();
     let revives = by != By::Cleaner && !restored && !locked.is_empty();
@@ -77,17 +82,19 @@ pub fn undo(record: &Record, by: By) -> Result<(), String> {
         if revives {
             left.extend(revive(record).err());
         }
-        if stays_frozen && revives {
+        // A CRIU that was killed has left it running.
+        if stays_frozen {
             left.extend(freeze(freezer).err());
         }
     }
     if !revives && !record.helpers.is_empty() {
         left.extend(put_settings_back(&intent.gpu).err());
     }
-    for path in &intent.remove {
+    let results = intent.results.iter().filter(|_| !record.complete);
+    for path in intent.remove.iter().chain(results) {
         left.extend(remove(path).err());
     }
-    if let Some(filled) = &intent.fills {
+    if let Some(filled) = intent.fills.as_ref().filter(|_| !record.complete) {
         let emptied = filled.empty();
         left.extend(emptied.err().map(|error| {
             format!(
@@ -164,14 +171,32 @@ fn run(settings: &GpuSettings, processes: impl IntoIterator<Item = String>) -> R
         command.arg("--driver-root").arg(root);
     }
     command.args(processes).stdin(Stdio::null());
-    let output = command
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
-    if output.status.success() {
+    let failed = |error: io::Error| format!("cannot run {}: {error}", program.display());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let said = read(stderr).map_err(failed)?;
+    let is_done = match child.wait() {
+        Ok(status) => status.success(),
+        // This shim's reaper was faster; the helper has said it, too.
+        Err(error) if error.raw_os_error() == Some(Errno::CHILD.raw_os_error()) => {
+            read(stdout).map_err(failed)?.trim() == REVIVED
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    if is_done {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
     Err(format!("GPU state is not back: {}", said.trim()))
+}
+
+fn read(pipe: Option<impl Read>) -> io::Result<String> {
+    let mut text = Vec::new();
+    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut text))?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The helper lies beside the shim unless the settings say otherwise.
@@ -202,7 +227,10 @@ fn remove(path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::record::tests::intent, *};
+    use super::{
+        super::record::{Filled, tests::intent},
+        *,
+    };
 
     /// A freezer of v1 with files for a kernel.
     fn frozen(paused: Paused) -> (tempfile::TempDir, Record) {
@@ -238,10 +266,34 @@ mod tests {
             (Paused::Before, By::Owner, "FROZEN"),
             (Paused::Before, By::Heir, "FROZEN"),
             (Paused::Before, By::Cleaner, "THAWED"),
+            (Paused::Before, By::Survivor, "THAWED"),
         ] {
             let (dir, record) = frozen(paused);
-            undo(&record, by).unwrap();
-            assert_eq!(state(&dir), wanted, "{paused:?} {by:?}");
+            // As a CRIU that was killed leaves it, or as it was.
+            for found in ["THAWED", "FROZEN"] {
+                fs::write(dir.path().join("freezer.state"), found).unwrap();
+                undo(&record, by).unwrap();
+                assert_eq!(state(&dir), wanted, "{paused:?} {by:?} {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_complete_result_stays() {
+        let (dir, mut record) = frozen(Paused::ForCheckpoint);
+        let images = dir.path().join("images");
+        fs::create_dir(&images).unwrap();
+        record.intent.fills = Some(Filled::note(&images).unwrap());
+        record.intent.results = vec![dir.path().join("archive")];
+        for complete in [true, false] {
+            record.complete = complete;
+            fs::write(dir.path().join("archive"), "x").unwrap();
+            fs::write(images.join("pages-1.img"), "x").unwrap();
+            undo(&record, By::Heir).unwrap();
+            assert_eq!(state(&dir), "THAWED");
+            assert_eq!(dir.path().join("archive").exists(), complete);
+            assert_eq!(images.join("pages-1.img").exists(), complete);
+            assert!(!dir.path().join("partial").exists());
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{
     checkpoint::workdir::WorkDir,
     container::ContainerFacts,
     fault,
-    journal::{self, Intent, Journal, Operation, Paused},
+    journal::{self, By, Intent, Journal, Operation, Paused},
 };
 
 /// How long a thread may take to notice that nobody waits for it any more. Longer means that a disk
@@ -61,6 +61,7 @@ impl Noted {
             remove: places
                 .map(|place| WorkDir::place(place, &facts.namespace, &facts.id))
                 .to_vec(),
+            results: Vec::new(),
             fills: None,
             cgroups: journal::made::by_restore(&facts.spec),
             runc: Some(facts.runc.root().join(&facts.id)).filter(|state| !state.exists()),
@@ -132,7 +133,7 @@ impl Noted {
     /// Ends whatever a failed step has started.
     pub async fn undo(&self) {
         let journal = Arc::clone(&self.journal);
-        let undone = tokio::task::spawn_blocking(move || journal.undo()).await;
+        let undone = tokio::task::spawn_blocking(move || journal.undo(By::Owner)).await;
         if let Err(left) = undone.unwrap_or_else(|bug| Err(bug.to_string())) {
             tracing::error!(left, "a restore has left something");
         }

@@ -8,7 +8,7 @@ use std::{
 
 use kybernate_oci::{
     archive::Writer,
-    rootfs::{self, MountError, Overlay, tree},
+    rootfs::{self, LIST_LIMIT, MountError, Overlay, tree},
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -64,6 +64,10 @@ pub fn save(
         stream.finish()?;
         warnings.extend(diff.notes.iter().map(ToString::to_string));
         let deleted = serde_json::to_vec(&diff.deleted).expect("strings become JSON");
+        if deleted.len() as u64 > LIST_LIMIT {
+            let excess = format!("it takes more than {LIST_LIMIT} bytes, which no restore reads");
+            return Err(files(container, "the list of deleted files", excess));
+        }
         writer.bytes("deleted.files", &deleted)?;
     }
     match shared_memory(spec) {

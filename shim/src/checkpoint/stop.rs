@@ -8,7 +8,10 @@ use std::{
     fs::File,
     io::Write,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -73,29 +76,42 @@ impl Stop {
     /// Stops with [`StopReason::Deadline`] after `limit`, whatever the caller says.
     pub fn after(&self, limit: Duration) -> Watch {
         let stop = self.clone();
-        Watch(tokio::spawn(async move {
+        Watch::new(async move {
             tokio::time::sleep(limit).await;
             stop.stop(StopReason::Deadline);
-        }))
+        })
     }
 
     /// Stops with `reason` when `token` is cancelled.
     pub fn follow(&self, token: CancellationToken, reason: StopReason) -> Watch {
         let stop = self.clone();
-        Watch(tokio::spawn(async move {
+        Watch::new(async move {
             token.cancelled().await;
             stop.stop(reason);
-        }))
+        })
     }
 }
 
-/// A background task that ends when this is dropped.
+/// A background task that ends when this is dropped, and the thread beside it soon after.
 #[derive(Debug)]
-pub struct Watch(tokio::task::JoinHandle<()>);
+pub struct Watch {
+    task: tokio::task::JoinHandle<()>,
+    over: Arc<AtomicBool>,
+}
+
+impl Watch {
+    fn new(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            task: tokio::spawn(task),
+            over: Arc::default(),
+        }
+    }
+}
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 
@@ -121,18 +137,33 @@ impl Phase {
 }
 
 /// Watches over one request: stops it when its client is gone or late, which also unblocks
-/// the archive, and writes `progress.jsonl`.
+/// the archive, and writes `progress.jsonl`. A thread touches the client's directory: its disk may
+/// hang.
 pub fn watch(request: Arc<Request>, stop: Stop, control: Control, phase: Phase) -> Watch {
     let started = Instant::now();
-    let mut log = ProgressLog::create(&request.directory);
-    Watch(tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = stop.stopped() => {
-                    control.cancel();
-                    return;
+    let watch = Watch::new({
+        let (stop, control, deadline) = (stop.clone(), control.clone(), request.deadline);
+        async move {
+            let late = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
                 }
-                () = tokio::time::sleep(POLL) => {}
+            };
+            tokio::select! {
+                _ = stop.stopped() => {}
+                () = late => stop.stop(StopReason::Deadline),
+            }
+            control.cancel();
+        }
+    });
+    let over = Arc::clone(&watch.over);
+    tokio::task::spawn_blocking(move || {
+        let mut log = ProgressLog::create(&request.directory);
+        loop {
+            std::thread::sleep(POLL);
+            if over.load(Ordering::Relaxed) || stop.reason().is_some() {
+                return;
             }
             log.write(&Progress {
                 phase: phase.get().into(),
@@ -140,16 +171,12 @@ pub fn watch(request: Arc<Request>, stop: Stop, control: Control, phase: Phase) 
                 written_bytes: control.written_bytes(),
                 elapsed_ms: millis(started.elapsed()),
             });
-            if request
-                .deadline
-                .is_some_and(|deadline| Instant::now() >= deadline)
-            {
-                stop.stop(StopReason::Deadline);
-            } else if request.client_is_gone() {
+            if request.client_is_gone() {
                 stop.stop(StopReason::ClientGone);
             }
         }
-    }))
+    });
+    watch
 }
 
 /// `progress.jsonl`. It informs; a checkpoint does not fail for it.

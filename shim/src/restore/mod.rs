@@ -95,7 +95,7 @@ pub async fn prepare(
 ) -> Result<Prepared, RestoreError> {
     let settings = Settings::load()?;
     source.admit(&settings.restore)?;
-    let criu = criu::Version::text(&facts.runc).await;
+    let criu = unless(gone, async { Ok(criu::Version::text(&facts.runc).await) }).await?;
     let path = match source {
         Source::Images(path) => {
             let record = Noted::begin(facts, &settings).await?;
@@ -113,7 +113,8 @@ pub async fn prepare(
     let archive = {
         let path = path.clone();
         let settings = settings.restore.clone();
-        blocking(move || open_archive(&path, &settings)).await?
+        // A file system that hangs keeps the thread, and not the call.
+        unless(gone, blocking(move || open_archive(&path, &settings))).await?
     };
     preflight::check(archive.manifest(), &preflight::Here::now(criu))?;
     let record = Noted::begin(facts, &settings).await?;
@@ -151,6 +152,18 @@ async fn wake(gpu: Gpu, facts: &ContainerFacts, settings: &Settings) -> Result<W
     let spec = SpecFacts::read_whole(&facts.bundle)?;
     let reaper = facts.runc.reaper();
     Ok(Wake::prepare(gpu, &spec, &settings.gpu, reaper, &facts.bundle).await?)
+}
+
+/// Does something that leaves nothing behind, unless nobody waits for it any more.
+async fn unless<T>(
+    gone: &CancellationToken,
+    work: impl Future<Output = Result<T, RestoreError>>,
+) -> Result<T, RestoreError> {
+    tokio::select! {
+        biased;
+        () = gone.cancelled() => Err(RestoreError::Stopped),
+        done = work => done,
+    }
 }
 
 /// Restores run on threads that may block.
@@ -242,6 +255,8 @@ pub async fn start(
     if started.is_err() {
         prepared.record.undo().await;
     }
+    // Removing gigabytes of images takes a while.
+    let _ = tokio::task::spawn_blocking(move || drop(prepared)).await;
     started
 }
 
@@ -353,11 +368,11 @@ impl Prepared {
         let deleted = stage::deleted(&files)?;
         let spec = SpecFacts::read_whole(&facts.bundle)?;
         let limits = stage::limits(manifest, &spec);
-        if let Some(tar) = stage::open(&files, stage::ROOTFS_DIFF)? {
+        if let Some(tar) = stage::tar(&files, stage::ROOTFS_DIFF, record.halted())? {
             rootfs::apply(&facts.rootfs, tar, &deleted, &limits)
                 .map_err(|source| RestoreError::Rootfs { source })?;
         }
-        if let Some(tar) = stage::open(&files, stage::DEVSHM)? {
+        if let Some(tar) = stage::tar(&files, stage::DEVSHM, record.halted())? {
             let dir = shared_memory(&spec).ok_or(RestoreError::NoSharedMemory)?;
             tree::unpack(&dir, tar, &limits)
                 .map_err(|source| RestoreError::SharedMemory { path: dir, source })?;

@@ -9,14 +9,14 @@ use std::{
     io::{self, Read},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use kybernate_config::settings::RestoreSettings;
 use kybernate_oci::{
     archive::{Archive, ReadError},
     manifest::{Entry, Manifest},
-    rootfs::{Devices, Limits},
+    rootfs::{Devices, LIST_LIMIT, Limits},
 };
 use nix::sys::statvfs::statvfs;
 use serde::{
@@ -41,8 +41,6 @@ const IMAGES: &str = "checkpoint/";
 const MEMORY_SHARE: u64 = 4;
 /// Room beside the images for what is not counted.
 const SLACK: u64 = 16 << 20;
-/// Largest `deleted.files` that is read.
-const MAX_DELETED: u64 = 256 << 20;
 
 /// Bytes that staging an archive takes.
 #[must_use]
@@ -122,6 +120,27 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), RestoreError> {
     Ok(())
 }
 
+/// A staged tar, which ends in an error once `halted` is set: a restore that nobody waits for any
+/// more touches the container's root no further.
+pub fn tar<'a>(
+    files: &Path,
+    name: &str,
+    halted: &'a AtomicBool,
+) -> Result<Option<impl Read + use<'a>>, RestoreError> {
+    struct Tar<'a>(File, &'a AtomicBool);
+
+    impl Read for Tar<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.1.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the restore is being undone"));
+            }
+            self.0.read(buffer)
+        }
+    }
+
+    Ok(open(files, name)?.map(|file| Tar(file, halted)))
+}
+
 /// A staged file, if the archive had it.
 pub fn open(files: &Path, name: &str) -> Result<Option<File>, RestoreError> {
     open_file(&files.join(name))
@@ -134,7 +153,7 @@ pub fn deleted(files: &Path) -> Result<Vec<String>, RestoreError> {
     };
     let mut text = Vec::new();
     let path = files.join(DELETED);
-    file.take(MAX_DELETED)
+    file.take(LIST_LIMIT)
         .read_to_end(&mut text)
         .map_err(host("read", &path))?;
     let most = usize::try_from(Limits::default().entries).unwrap_or(usize::MAX);

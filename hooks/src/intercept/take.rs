@@ -180,10 +180,7 @@ async fn prepare(
 
 /// Removes what is too much, now that a newer archive is there.
 fn prune(order: &Order, output: &Path) {
-    let Some(parent) = output.parent() else {
-        return;
-    };
-    match retention::prune(&order.settings.retention, parent) {
+    match retention::prune(&order.settings.retention, output) {
         Ok(removed) => order.metrics.removed(&removed),
         Err(error) => tracing::warn!("old archives stay: {error}"),
     }

@@ -4,7 +4,7 @@
 //! before a checkpoint   free space ≥ min_free + what it and those    no: the oldest make way
 //!                         that run will take?                        not enough: refused
 //! after it              ≤ per_pod, ≤ per_node, ≤ total               else the oldest go
-//! never                 the newest good archive of a container
+//! never                 the newest good archive of a container, the one just taken
 //!                       an archive with a file NAME.keep beside it
 //!                       anything that is no archive of ours
 //! ```
@@ -123,19 +123,22 @@ pub fn make_room(
     Ok((remove(&held, &victims, "to make room"), promise))
 }
 
-/// Removes what is more than the settings allow, if `dir` is the directory they are about.
+/// Removes what is more than the settings allow, if they are about the directory of the archive that
+/// was just taken, which stays.
 ///
 /// # Errors
 /// The directory can't be read.
-pub fn prune(settings: &RetentionSettings, dir: &Path) -> Result<Removed, RetentionError> {
-    if !is_ours(settings, dir) || !policy::limits(settings) {
+pub fn prune(settings: &RetentionSettings, taken: &Path) -> Result<Removed, RetentionError> {
+    let is_ours = taken.parent().is_some_and(|dir| is_ours(settings, dir));
+    if !is_ours || !policy::limits(settings) {
         return Ok(Removed::default());
     }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let held = scan(&settings.dir).map_err(|source| RetentionError::Io {
+    let mut held = scan(&settings.dir).map_err(|source| RetentionError::Io {
         path: settings.dir.clone(),
         source,
     })?;
+    policy::keep(&mut held, taken);
     let victims = policy::excess(&held, settings);
     Ok(remove(&held, &victims, "more than [retention] allows"))
 }

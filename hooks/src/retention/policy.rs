@@ -1,6 +1,9 @@
 //! Which archives go. Nothing here touches a file.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use kybernate_config::settings::RetentionSettings;
 
@@ -31,6 +34,16 @@ pub(super) fn room(held: &[Held], lacking: u64) -> Option<Vec<usize>> {
         victims.push(index);
     }
     (gained >= lacking).then_some(victims)
+}
+
+/// Sees that the archive which was just taken stays, also where the clock says that it is older than
+/// others.
+pub(super) fn keep(held: &mut [Held], taken: &Path) {
+    // All of them lie in one directory.
+    let is_it = |archive: &&mut Held| archive.path.file_name() == taken.file_name();
+    for archive in held.iter_mut().filter(is_it) {
+        archive.pinned = true;
+    }
 }
 
 /// The oldest archives that are more than the limits allow.
@@ -156,6 +169,19 @@ mod tests {
         all[0].pinned = true;
         assert_eq!(created(&all, &excess(&all, &settings(1, 0, "0"))), [2]);
         assert_eq!(room(&all, 11), None);
+    }
+
+    #[test]
+    fn what_was_just_taken_stays_though_the_clock_was_set_back() {
+        let mut all = [
+            held(("a", "x"), 1, 10),
+            held(("a", "x"), 7, 10),
+            held(("a", "x"), 8, 10),
+            held(("b", "x"), 6, 10),
+        ];
+        keep(&mut all, Path::new("/other/name/of/the/directory/1"));
+        assert_eq!(created(&all, &excess(&all, &settings(2, 0, "0"))), [7]);
+        assert_eq!(created(&all, &excess(&all, &settings(0, 1, "1B"))), [7]);
     }
 
     #[test]

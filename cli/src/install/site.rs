@@ -58,7 +58,7 @@ pub fn survey(request: &Request, receipt: Option<&Receipt>) -> anyhow::Result<Si
     // What was named for another kind of node means nothing on this one.
     let last = receipt
         .filter(|receipt| receipt.node.profile == profile.name)
-        .map(|receipt| last_time(&request.root, receipt))
+        .map(|receipt| last_time(&request.root, &request.from, receipt))
         .unwrap_or_default();
     let packaged = packaged(request);
     let mut overrides = last.clone();
@@ -99,7 +99,7 @@ fn packaged(request: &Request) -> NodeSettings {
 
 /// What was named at the last installation: `[node]` of the file that it has written. A key that
 /// this version does not know is left out, and a file that nobody can read is written anew.
-fn last_time(root: &Root, receipt: &Receipt) -> NodeSettings {
+fn last_time(root: &Root, from: &Path, receipt: &Receipt) -> NodeSettings {
     let mut last = NodeSettings::default();
     let path = Path::new(settings::DEFAULT_PATH).with_file_name(NODE_FILE);
     let text = receipt.file(&path).map(|_| root.read_text(&path));
@@ -114,9 +114,10 @@ fn last_time(root: &Root, receipt: &Receipt) -> NodeSettings {
             let _ = last.set(key, value);
         }
     }
-    // Where a package had its programs, and nothing was put there.
+    // A package's programs were used where they are: those of another directory don't go there.
     let ours = |file: &Installed| file.path.starts_with(PACKAGED);
-    if last.bin_dir.as_deref() == Some(PACKAGED) && !receipt.files.iter().any(ours) {
+    let here = root.target(PACKAGED).is_ok_and(|path| path == from);
+    if last.bin_dir.as_deref() == Some(PACKAGED) && !here && !receipt.files.iter().any(ours) {
         last.bin_dir = None;
     }
     last

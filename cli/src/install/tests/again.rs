@@ -127,6 +127,25 @@ fn what_was_named_the_last_time_stays_named() {
 }
 
 #[test]
+fn only_what_is_in_place_goes_where_a_package_has_its_programs() {
+    let node = Node::fixture("kubeadm-2.1");
+    for name in ["kybernate", "containerd-shim-kybernate-v1"] {
+        node.file(&format!("/usr/bin/{name}"), "packaged");
+    }
+    let mut request = node.request();
+    request.nri = Some(false);
+    request.from = node.dir.path().join("usr/bin");
+    request.node.bin_dir = Some("/usr/bin".into());
+    install(&request, false).unwrap();
+    request.node.bin_dir = None;
+    assert_eq!(install(&request, false).unwrap().changed, 0);
+    // Programs of an archive don't go over the package's.
+    node.install().unwrap();
+    assert_eq!(node.read("/usr/bin/kybernate"), "packaged");
+    assert!(node.dir.path().join("usr/local/bin/kybernate").exists());
+}
+
+#[test]
 fn what_others_wrote_before_our_part_outlives_it() {
     let node = Node::fixture("kubeadm-debian");
     let path = "/etc/containerd/config.toml";

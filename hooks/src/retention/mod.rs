@@ -183,7 +183,52 @@ fn remove(held: &[Held], victims: &[usize], why: &str) -> Removed {
 
 #[cfg(test)]
 mod tests {
+    use kybernate_oci::{
+        archive::{WriteOptions, Writer},
+        manifest::{Container, Manifest},
+    };
+
     use super::*;
+
+    /// An archive of the one container, taken in this second of a minute.
+    fn archive(dir: &Path, second: u32) -> PathBuf {
+        let path = dir.join(format!("{second}.tar"));
+        let options = WriteOptions {
+            workers: 1,
+            ..WriteOptions::default()
+        };
+        let manifest = Manifest {
+            created: format!("2026-01-02T03:04:{second:02}Z"),
+            container: Container {
+                id: "c".into(),
+                ..Container::default()
+            },
+            ..Manifest::default()
+        };
+        let file = fs::File::create(&path).unwrap();
+        Writer::new(file, options)
+            .unwrap()
+            .finish(manifest)
+            .unwrap();
+        path
+    }
+
+    #[test]
+    fn what_was_just_taken_stays_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = RetentionSettings {
+            dir: dir.path().to_owned(),
+            per_pod: 2,
+            ..RetentionSettings::default()
+        };
+        let [taken, older, newer] = [1, 7, 8].map(|second| archive(dir.path(), second));
+        assert_eq!(prune(&settings, &taken).unwrap().count, 1);
+        assert!(taken.exists() && !older.exists() && newer.exists());
+        // The next one is newer, and there is nothing of that kind about it.
+        let next = archive(dir.path(), 9);
+        assert_eq!(prune(&settings, &next).unwrap().count, 1);
+        assert!(!taken.exists());
+    }
 
     #[test]
     fn two_at_once_do_not_get_the_same_space() {

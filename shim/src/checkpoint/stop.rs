@@ -8,10 +8,7 @@ use std::{
     fs::File,
     io::Write,
     path::Path,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -92,18 +89,19 @@ impl Stop {
     }
 }
 
-/// A background task that ends when this is dropped, and the thread beside it soon after.
+/// A background task that ends when this is dropped.
 #[derive(Debug)]
 pub struct Watch {
     task: tokio::task::JoinHandle<()>,
-    over: Arc<AtomicBool>,
+    /// What a thread beside it writes, which ends soon after; on a disk that hangs, never.
+    log: ProgressLog,
 }
 
 impl Watch {
     fn new(task: impl Future<Output = ()> + Send + 'static) -> Self {
         Self {
             task: tokio::spawn(task),
-            over: Arc::default(),
+            log: ProgressLog::default(),
         }
     }
 }
@@ -111,7 +109,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.task.abort();
-        self.over.store(true, Ordering::Relaxed);
+        self.log.close();
     }
 }
 
@@ -157,46 +155,75 @@ pub fn watch(request: Arc<Request>, stop: Stop, control: Control, phase: Phase) 
             control.cancel();
         }
     });
-    let over = Arc::clone(&watch.over);
+    let log = watch.log.clone();
+    // The files close with the checkpoint, so that its directory can be removed and unmounted.
+    let request = Arc::downgrade(&request);
     tokio::task::spawn_blocking(move || {
-        let mut log = ProgressLog::create(&request.directory);
-        loop {
-            std::thread::sleep(POLL);
-            if over.load(Ordering::Relaxed) || stop.reason().is_some() {
-                return;
-            }
-            log.write(&Progress {
-                phase: phase.get().into(),
-                read_bytes: control.read_bytes(),
-                written_bytes: control.written_bytes(),
-                elapsed_ms: millis(started.elapsed()),
-            });
+        while let Some(request) = request.upgrade().filter(|_| !log.is_closed()) {
+            log.write(
+                &request.directory,
+                &Progress {
+                    phase: phase.get().into(),
+                    read_bytes: control.read_bytes(),
+                    written_bytes: control.written_bytes(),
+                    elapsed_ms: millis(started.elapsed()),
+                },
+            );
             if request.client_is_gone() {
                 stop.stop(StopReason::ClientGone);
             }
+            drop(request);
+            std::thread::sleep(POLL);
         }
     });
     watch
 }
 
 /// `progress.jsonl`. It informs; a checkpoint does not fail for it.
-struct ProgressLog(Option<File>);
+#[derive(Debug, Clone, Default)]
+struct ProgressLog(Arc<Mutex<Log>>);
+
+#[derive(Debug, Default)]
+enum Log {
+    /// Nothing was written yet.
+    #[default]
+    New,
+    Open(File),
+    /// It can't be written.
+    Broken,
+    /// The checkpoint has ended.
+    Closed,
+}
 
 impl ProgressLog {
-    fn create(directory: &Path) -> Self {
-        let file = File::create_new(directory.join(PROGRESS_FILE));
-        Self(
-            file.inspect_err(|error| tracing::warn!(%error, "no progress log"))
-                .ok(),
-        )
-    }
-
-    fn write(&mut self, progress: &Progress) {
-        if let (Some(file), Ok(mut line)) = (&mut self.0, serde_json::to_vec(progress)) {
+    fn write(&self, directory: &Path, progress: &Progress) {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*log, Log::New) {
+            *log = match File::create_new(directory.join(PROGRESS_FILE)) {
+                Ok(file) => Log::Open(file),
+                Err(error) => {
+                    tracing::warn!(%error, "no progress log");
+                    return *log = Log::Broken;
+                }
+            };
+        }
+        if let (Log::Open(file), Ok(mut line)) = (&mut *log, serde_json::to_vec(progress)) {
             line.push(b'\n');
             if file.write_all(&line).is_err() {
-                self.0 = None;
+                *log = Log::Broken;
             }
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        let log = self.0.try_lock();
+        log.is_ok_and(|log| matches!(*log, Log::Closed))
+    }
+
+    /// Closes it, unless its disk keeps whoever writes.
+    fn close(&self) {
+        if let Ok(mut log) = self.0.try_lock() {
+            *log = Log::Closed;
         }
     }
 }

@@ -75,7 +75,11 @@ pub fn run(args: &Restore, settings: &Settings) -> anyhow::Result<()> {
             return Err(error);
         }
         if args.json {
-            json(&Summary { id: &id, name: &name, sandbox: &pod.id })?;
+            json(&Summary {
+                id: &id,
+                name: &name,
+                sandbox: &pod.id,
+            })?;
         } else {
             let mut out = Output::lock();
             writeln!(out, "{id}")?;

@@ -67,7 +67,14 @@ async fn signals_by_number(cx: Case) -> Result<()> {
     tasks::kill(&cx.lab, &app.id, 10, false).await?;
     app.wait_stdout("one\n").await?;
     tasks::kill(&cx.lab, &app.id, 1, false).await?;
-    app.wait_stdout("hup\n").await?;
+    if let Err(error) = app.wait_stdout("hup\n").await {
+        // Whether it is the signal that did not arrive, or the output.
+        let pid = app.pid().await?;
+        let status = fs::read_to_string(cx.lab.path(format!("/proc/{pid}/status")))?;
+        let signals = status.lines().filter(|line| line.contains("Sig"));
+        let signals: Vec<_> = signals.chain(status.lines().take(3)).collect();
+        return Err(error.context(format!("{:?}; {signals:?}", app.stdout()?)));
+    }
     ensure!(app.is_running().await?);
     Ok(())
 }
